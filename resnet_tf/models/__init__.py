@@ -1,0 +1,1 @@
+"""Builders of residual networks, from stock Keras layers."""

@@ -1,0 +1,128 @@
+"""The CIFAR networks of He et al. 2015 (section 4.2) and 2016 (appendix): three stages of 16, 32 and 64 channels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from resnet_tf.models.blocks import (
+    SHORTCUTS,
+    batch_norm,
+    bottleneck_block,
+    check_choice,
+    conv,
+    relu,
+    residual_block,
+)
+from resnet_tf.models.ends import POOLINGS, head, model_input
+from resnet_tf.recursion import room_for_depth
+
+STAGE_FILTERS = (16, 32, 64)
+LAYERS_PER_UNIT = {"basic": 2, "bottleneck": 3}
+
+
+def blocks_per_stage(depth: int, block: str) -> int:
+    """Units in each of the three stages of a network of this depth.
+
+    Raises:
+        ValueError: the depth is not 6n+2 (basic) or 9n+2 (bottleneck).
+    """
+    check_choice("block", block, tuple(LAYERS_PER_UNIT))
+    per_n = 3 * LAYERS_PER_UNIT[block]
+    if not isinstance(depth, int) or depth < per_n + 2 or (depth - 2) % per_n:
+        examples = ", ".join(str(per_n * n + 2) for n in (1, 2, 3, 5, 9, 18))
+        raise ValueError(
+            f"depth={depth!r} does not exist for {block} blocks; allowed: {per_n}n+2, that is {examples}, …"
+        )
+    return (depth - 2) // per_n
+
+
+def cifar_resnet(
+    depth: int,
+    *,
+    version: int = 2,
+    block: str = "basic",
+    shortcut: str | None = None,
+    classes: int = 10,
+    input_shape: Sequence[int | None] = (32, 32, 3),
+    width: int = 1,
+    use_bias: bool = False,
+    include_top: bool = True,
+    pooling: str | None = None,
+    classifier_activation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """ResNet for small images (1512.03385 section 4.2; 1603.05027 section 5 and appendix).
+
+    Args:
+        depth: 6n+2 with basic blocks (20, 32, 44, 56, 110, 1202), 9n+2 with bottlenecks (164, 1001).
+        version: 1 for the original, 2 for the pre-activation network.
+        block: "basic" or "bottleneck".
+        shortcut: "identity" (option A), "projection" (B), "projection_all" (C), "none" (plain network);
+            None takes the papers' choice: identity for basic, projection for bottleneck networks.
+        classes: outputs of the classifier.
+        input_shape: (height, width, channels), sides of at least 8 or None.
+        width: multiplies the channels of all stages but the stem (wide ResNets, arXiv:1605.07146).
+        use_bias: give the convolutions a bias.
+        include_top: end with global average pooling and the classifier.
+        pooling: without top: None (feature map), "avg" or "max" (features).
+        classifier_activation: None for logits, "softmax" for probabilities.
+        mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
+        std: per-channel standard deviation in 0-255 units; goes with `mean`.
+        name: name of the model; None composes one.
+
+    Returns:
+        A plain functional `keras.Model` of stock layers.
+
+    Raises:
+        ValueError: an argument is not one of those allowed; the message names them.
+    """
+    check_choice("version", version, (1, 2))
+    check_choice("pooling", pooling, POOLINGS)
+    blocks = blocks_per_stage(depth, block)
+    if shortcut is None:
+        shortcut = "identity" if block == "basic" else "projection"
+    check_choice("shortcut", shortcut, SHORTCUTS)
+    if width < 1 or classes < 1:
+        raise ValueError(f"width and classes must be at least 1, not {width} and {classes}")
+    with room_for_depth(depth):
+        inputs, x = model_input(input_shape, 8, mean, std)
+        x = conv(x, STAGE_FILTERS[0], 3, use_bias=use_bias, name="stem_conv")
+        if version == 1:
+            x = relu(batch_norm("stem_bn")(x), "stem_relu")
+        for stage, filters in enumerate(STAGE_FILTERS, start=1):
+            x = _stage(x, stage, filters * width, blocks, block, version, shortcut, use_bias)
+        if version == 2:
+            x = relu(batch_norm("head_bn")(x), "head_relu")
+        outputs = head(
+            x,
+            include_top=include_top,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+        )
+        return keras.Model(inputs, outputs, name=name or f"resnet{depth}_v{version}")
+
+
+def _stage(
+    x: Any, stage: int, filters: int, blocks: int, block: str, version: int, shortcut: str, use_bias: bool
+) -> Any:
+    """A stage of equal units; all but the first stage start by halving the picture."""
+    for index in range(1, blocks + 1):
+        first_of_network = stage == 1 and index == 1
+        options: dict[str, Any] = {
+            "stride": 2 if stage > 1 and index == 1 else 1,
+            "version": version,
+            "shortcut": shortcut,
+            "preactivation": "both" if first_of_network else "branch",
+            "use_bias": use_bias,
+            "name": f"stage{stage}_block{index}",
+        }
+        if block == "basic":
+            x = residual_block(x, filters, **options)
+        else:
+            # The authors' resnet-1k-layers strides the first 1x1 convolution of a CIFAR bottleneck.
+            x = bottleneck_block(x, filters, stride_on="1x1", **options)
+    return x
