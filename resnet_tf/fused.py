@@ -1,0 +1,149 @@
+"""A second, faster graph over the variables of a Keras model.
+
+Keras 3 computes batch normalisation from some ten unfused operations, and wraps grouped
+convolutions on the CPU in XLA. The view computes both with TensorFlow's own kernels, in the
+precision of the run, over the very variables of the stock model. Run the view, save the model:
+nothing is copied, and the saved file knows nothing of it.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from resnet_tf.recursion import room_for_depth
+
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+# Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
+# (normalisation of the input, global pooling, classifier, unknown layers) stays in float32.
+_ELEMENTWISE = (
+    layers.Activation,
+    layers.Add,
+    layers.AveragePooling2D,
+    layers.Concatenate,
+    layers.MaxPooling2D,
+    layers.ReLU,
+    layers.ZeroPadding2D,
+)
+
+
+class _View(layers.Layer):
+    """A layer that computes what another one does, over the other's variables."""
+
+    def __init__(self, stock: layers.Layer, policy: str) -> None:
+        super().__init__(name=stock.name, dtype=policy)
+        self.stock = stock
+        self.built = True
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.stock.compute_output_shape(input_shape)
+
+
+class _FusedBatchNormalization(_View):
+    """Batch normalisation by one oneDNN or cuDNN kernel each way."""
+
+    def call(self, x: tf.Tensor, training: bool = False, mask: Any = None) -> tf.Tensor:
+        bn = self.stock
+        gamma, beta = tf.convert_to_tensor(bn.gamma), tf.convert_to_tensor(bn.beta)
+        if not (training and bn.trainable):
+            return tf.compat.v1.nn.fused_batch_norm(
+                x,
+                gamma,
+                beta,
+                mean=tf.convert_to_tensor(bn.moving_mean),
+                variance=tf.convert_to_tensor(bn.moving_variance),
+                epsilon=bn.epsilon,
+                is_training=False,
+            )[0]
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=bn.epsilon, is_training=True)
+        # The kernel returns the unbiased variance; Keras' moving variance is the biased one.
+        count = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
+        variance *= (count - 1.0) / count
+        bn.moving_mean.assign(bn.moving_mean * bn.momentum + mean * (1.0 - bn.momentum))
+        bn.moving_variance.assign(bn.moving_variance * bn.momentum + variance * (1.0 - bn.momentum))
+        return y
+
+
+class _PlainConv2D(_View):
+    """Convolution in the view's precision; a grouped one without XLA."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        stock = self.stock
+        y = tf.nn.conv2d(
+            x,
+            tf.cast(tf.convert_to_tensor(stock.kernel), x.dtype),
+            strides=stock.strides,
+            padding=stock.padding.upper(),
+            dilations=stock.dilation_rate,
+        )
+        if stock.use_bias:
+            y = tf.nn.bias_add(y, tf.cast(tf.convert_to_tensor(stock.bias), y.dtype))
+        return y if stock.activation is None else stock.activation(y)
+
+
+def _fusable_norm(layer: layers.Layer) -> bool:
+    return (
+        type(layer) is layers.BatchNormalization
+        and len(layer.input.shape) == 4
+        and layer.axis in (-1, 3)
+        and layer.scale
+        and layer.center
+        and not layer.synchronized
+        and not layer.renorm
+        and layer.compute_dtype == "float32"
+    )
+
+
+def _plain_conv(layer: layers.Layer, policy: str) -> bool:
+    return (
+        type(layer) is layers.Conv2D
+        and layer.data_format == "channels_last"
+        and layer.compute_dtype == "float32"
+        and (layer.groups > 1 or policy != "float32")
+    )
+
+
+def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
+    """A functional model over the same variables as `model`, with fused kernels, for running.
+
+    Works on any functional Keras model. What cannot be fused (batch normalisation over other
+    axes, without scale or centre, synchronised or renormalised, or layers that the model itself
+    pins to another dtype) runs as it stands. `model` is not changed; train the view and save `model`.
+
+    Args:
+        model: functional model built under the float32 policy.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16": what convolutions, batch
+            normalisation and the layers between them compute in. Variables, statistics, input
+            normalisation and outputs stay float32.
+
+    Returns:
+        A `keras.Model` whose variables are the model's own objects. In inference it agrees with
+        the model to rounding; do not save it.
+
+    Raises:
+        ValueError: the policy is not known, the model is not functional, or Keras runs on another
+            backend than TensorFlow.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy={policy!r} is not known; allowed: {', '.join(POLICIES)}")
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        raise ValueError(f"the fused view needs a functional keras.Model, not {type(model).__name__}")
+    outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+
+    def view(layer: layers.Layer) -> layers.Layer:
+        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
+            return fused_view(layer, policy)
+        if _fusable_norm(layer):
+            return _FusedBatchNormalization(layer, policy)
+        if _plain_conv(layer, policy):
+            return _PlainConv2D(layer, policy)
+        if isinstance(layer, _ELEMENTWISE) and layer.name not in outputs:
+            return type(layer).from_config({**layer.get_config(), "dtype": policy})
+        return layer
+
+    with room_for_depth(len(model.layers)):
+        return keras.models.clone_model(model, clone_function=view)
