@@ -1,0 +1,1 @@
+"""Data sets: reading, drawing, splitting and augmenting them; import from the submodules."""

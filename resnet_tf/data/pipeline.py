@@ -1,0 +1,169 @@
+"""Training batches as a pure function of the step, prepared by threads in the background."""
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet_tf.data.augment import Policy
+from resnet_tf.errors import UserError
+
+# Not 0: numpy gives the keys [seed, 0, 0] and [seed] the same stream.
+_ORDER_STREAM = 1
+_DRAW_STREAM = 2
+
+Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
+
+
+class Source(Protocol):
+    """Labelled images by index."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The class of every image, int32 (N,)."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of images, N."""
+        ...
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` (0 … N−1), uint8 (H, W, C). Called from several threads at once."""
+        ...
+
+
+class ArraySource:
+    """Images that are in memory: uint8 (N, H, W, C), with integer labels (N,)."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: ArrayLike) -> None:
+        """Keep `images` without copying; raise ValueError where shapes or dtypes do not fit."""
+        given = np.asarray(labels)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, C)")
+        if given.dtype.kind not in "iu" or given.shape != images.shape[:1]:
+            raise ValueError(f"labels are {given.dtype} {given.shape}; they must be integers ({len(images)},)")
+        self.images = images
+        self.labels: NDArray[np.int32] = given.astype(np.int32)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index`, a view, uint8 (H, W, C)."""
+        return self.images[index]
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Return the order of an epoch, a permutation of 0 … count−1, int64 (count,)."""
+    return np.random.default_rng([seed, epoch, _ORDER_STREAM]).permutation(count)
+
+
+def epoch_draws(policy: Policy, seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the augmentation draws of an epoch; row i belongs to source image i."""
+    return policy.draw(np.random.default_rng([seed, epoch, _DRAW_STREAM]), count)
+
+
+class Batches:
+    """Shuffled, augmented batches of a source, each a pure function of its step.
+
+    `steps_per_epoch` is N // B for N training images and batches of B: the rest of an epoch's order is dropped.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        policy: Policy,
+        *,
+        batch_size: int,
+        seed: int,
+        indices: ArrayLike | None = None,
+        workers: int = 1,
+        ahead: int = 4,
+    ) -> None:
+        """Take the images of `source` named by `indices` (all of them when None) in batches of `batch_size`.
+
+        `workers` threads prepare up to `ahead` batches beyond the one in use; neither changes the content.
+        Raises UserError for a batch larger than the data and for numbers out of range, ValueError for `indices`
+        that are not distinct indices of `source`.
+        """
+        _check_at_least(1, batch_size=batch_size, workers=workers, ahead=ahead)
+        _check_at_least(0, seed=seed)
+        members = _members(indices, len(source))
+        if batch_size > len(members):
+            raise UserError(
+                f"the batch size {batch_size} is larger than the {len(members)} training images; "
+                f"choose one of 1 to {len(members)}"
+            )
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(members) // batch_size
+        self._source, self._policy = source, policy
+        self._workers, self._ahead = workers, ahead
+        # Two epochs, because batches prepared ahead reach into the next one.
+        self._plan = functools.lru_cache(maxsize=2)(functools.partial(_epoch_plan, policy, seed, len(source), members))
+
+    def batch(self, step: int) -> Batch:
+        """Return the images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order, draws = self._plan(epoch)
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        varied = (
+            self._policy.apply(self._source.image(index), draw)
+            for index, draw in zip(chosen.tolist(), draws[chosen], strict=True)
+        )
+        first = next(varied)
+        images = np.empty((self.batch_size, *first.shape), np.uint8)
+        images[0] = first
+        for row, image in enumerate(varied, start=1):
+            images[row] = image
+        return images, self._source.labels[chosen]
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of steps start … stop−1 in order, prepared in the background.
+
+        An exception in a thread is raised here, at the step it belongs to. Closing the generator ends the threads
+        as soon as the batches in work are done.
+        """
+        steps = iter(range(start, stop))
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
+        try:
+            pending = deque(pool.submit(self.batch, step) for step in islice(steps, self._ahead))
+            while pending:
+                ready = pending.popleft().result()
+                pending.extend(pool.submit(self.batch, step) for step in islice(steps, 1))
+                yield ready
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _epoch_plan(
+    policy: Policy, seed: int, total: int, members: NDArray[np.int64], epoch: int
+) -> tuple[NDArray[np.int64], np.ndarray]:
+    # Draws cover the whole source, so that an image's draw does not depend on which others are trained on.
+    return members[epoch_order(seed, epoch, len(members))], epoch_draws(policy, seed, epoch, total)
+
+
+def _members(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
+    if indices is None:
+        return np.arange(total)
+    members = np.asarray(indices)
+    if members.ndim != 1 or members.dtype.kind not in "iu":
+        raise ValueError(f"indices are {members.dtype} {members.shape}; they must be integers (n,)")
+    if members.size and (members.min() < 0 or members.max() >= total):
+        raise ValueError(f"indices run from {members.min()} to {members.max()}; the source has 0 to {total - 1}")
+    if len(np.unique(members)) != len(members):
+        raise ValueError("indices name an image twice; each image is trained on once an epoch")
+    return members.astype(np.int64)
+
+
+def _check_at_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise UserError(f"{name.replace('_', ' ')} is {number}; give {least} or more")
