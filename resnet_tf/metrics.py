@@ -1,0 +1,87 @@
+"""Sums and counts that evaluation is made of; NumPy only.
+
+`scores` are logits or probabilities, float (N, C); `labels` are integers (N,). Dividing is left to the caller, once.
+Labels outside 0 … C−1 and shapes that do not fit raise ValueError.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def predicted_classes(scores: ArrayLike) -> NDArray[np.int64]:
+    """Return the class of the highest score, int64 (N,); of equal ones the first; NaN ranks lowest."""
+    return np.argmax(_rankable(scores), axis=1)
+
+
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Count the images per (true class, predicted class), int64 (classes, classes)."""
+    true, predicted = _checked_labels(labels, classes), _checked_labels(predictions, classes)
+    if true.shape != predicted.shape:
+        raise ValueError(f"there are {len(true)} labels but {len(predicted)} predictions")
+    return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class_accuracy(confusion: ArrayLike) -> NDArray[np.float64]:
+    """Return each class's share of right predictions, float64 (C,); NaN for a class without images."""
+    counts = np.asarray(confusion)
+    images = counts.sum(axis=1)
+    return np.where(images > 0, counts.diagonal() / np.maximum(images, 1), np.nan)
+
+
+def top_k_correct(scores: ArrayLike, labels: ArrayLike, k: int) -> int:
+    """Count the images whose true class is among the k highest scores.
+
+    Of equal scores the lower class index ranks first, and NaN ranks lowest. A k above the number of classes means
+    all of them.
+    """
+    values = _rankable(scores)
+    classes = values.shape[1]
+    true = _checked_labels(labels, classes)[:, None]
+    true_score = np.take_along_axis(values, true, axis=1)
+    ahead = (values > true_score) | ((values == true_score) & (np.arange(classes) < true))
+    return int(np.count_nonzero(ahead.sum(axis=1) < k))
+
+
+def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    """Return the log of the softmax along the last axis, float64, without overflow for finite logits."""
+    values = np.asarray(logits, np.float64)
+    # Infinite logits become NaN, which is the message; numpy's warning adds nothing.
+    with np.errstate(invalid="ignore"):
+        shifted = values - values.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy_sum(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Return the sum over the images of −log softmax(logits)[label], in nats, added in float64."""
+    return -_sum_at_labels(log_softmax(logits), labels)
+
+
+def cross_entropy_sum_from_probabilities(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the sum over the images of −log probability[label], in nats, added in float64.
+
+    Probabilities below the smallest normal float32 count as that (a loss of 87.3), since a float32 softmax may
+    underflow to 0.
+    """
+    floor = np.finfo(np.float32).tiny
+    return -_sum_at_labels(np.log(np.maximum(np.asarray(probabilities, np.float64), floor)), labels)
+
+
+def _sum_at_labels(values: NDArray[np.float64], labels: ArrayLike) -> float:
+    true = _checked_labels(labels, values.shape[1])
+    return float(np.take_along_axis(values, true[:, None], axis=1).sum())
+
+
+def _rankable(scores: ArrayLike) -> np.ndarray:
+    values = np.asarray(scores, np.float64)
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
+    checked = np.asarray(labels, np.int64)
+    if checked.ndim != 1:
+        raise ValueError(f"labels have the shape {checked.shape}; they must be (N,)")
+    if checked.size and (checked.min() < 0 or checked.max() >= classes):
+        raise ValueError(
+            f"labels run from {checked.min()} to {checked.max()}; {classes} classes are 0 to {classes - 1}"
+        )
+    return checked
