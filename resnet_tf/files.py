@@ -1,0 +1,59 @@
+"""Files that are either the old or the new one, never half of each."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success flush it to the disk and rename it over `path`.
+
+    The temporary name keeps the suffix (Keras chooses the format by it) and starts with a dot.
+    On failure the temporary file is removed and `path` is as it was.
+
+    Raises:
+        OSError: the file system refused a write, a flush or the rename.
+    """
+    temporary = path.with_name(f".new-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut, where the system can do that."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8) as a whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as a whole; keys keep their order."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a file as a whole by whatever `write(temporary_path)` makes."""
+    with replacing(path) as temporary:
+        write(temporary)

@@ -1,0 +1,52 @@
+"""One compiled update."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from resnet_tf.recipes import Recipe
+from resnet_tf.training.optim import decayed_variables
+
+TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def make_train_step(
+    model: keras.Model, view: keras.Model, optimizer: keras.optimizers.Optimizer, recipe: Recipe, jit_compile: bool
+) -> TrainStep:
+    """Compile the update of `model` through its `view`.
+
+    The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the
+    variables that the recipe decays: the papers' decay, a gradient term weight_decay · w.
+
+    Args:
+        model: stock model with logits.
+        view: `fused_view` of the model, or the model itself.
+        optimizer: built over `model.trainable_variables`.
+        recipe: gives the decay.
+        jit_compile: compile the step with XLA.
+
+    Returns:
+        step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
+        mean cross-entropy, L2 term and fraction right of this batch, before its update.
+    """
+    variables = model.trainable_variables
+    decayed = decayed_variables(model, recipe.decay)
+    image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+    signature = (image, tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.float32))
+
+    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        optimizer.learning_rate = learning_rate
+        with tf.GradientTape() as tape:
+            logits = tf.cast(view(images, training=True), tf.float32)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+            l2 = recipe.weight_decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
+            scaled = optimizer.scale_loss(loss + l2)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        optimizer.apply(gradients, variables)
+        right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+        return tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))])
+
+    return step
