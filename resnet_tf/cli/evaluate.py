@@ -1,0 +1,158 @@
+"""`resnet-tf evaluate`: the score of a saved model on a test set."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_tf.cli.command import Parser, load_tensorflow
+from resnet_tf.cli.datasets import DATASETS, load_dataset
+from resnet_tf.errors import UserError
+from resnet_tf.files import write_json
+
+if TYPE_CHECKING:
+    import keras
+
+    from resnet_tf.data.dataset import Dataset
+    from resnet_tf.evaluation.score import Score
+
+
+def make_parser() -> Parser:
+    """The parser of `resnet-tf evaluate`."""
+    parser = Parser(
+        prog="resnet-tf evaluate",
+        description="Loss, accuracies and confusion matrix of a Keras model on a test set, every image counted once.",
+    )
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .keras file, or the folder of a run")
+    parser.add_argument("--best", action="store_true", help="of a run: its best model by validation, not its final one")
+    parser.add_argument("--dataset", help=f"{', '.join(DATASETS)} (default: what the model was trained on)")
+    parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
+    parser.add_argument("--batch-size", type=int, default=500, help="images at once (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    return parser
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Score a model and print the result.
+
+    Args:
+        argv: flags, see `--help`.
+
+    Returns:
+        The numbers as written by `--json`: loss, top1, top5 (fractions), images, per_class, confusion, ….
+
+    Raises:
+        UserError: the model, the data or a flag is not as it must be.
+    """
+    arguments = make_parser().parse_args(argv)
+    path = model_path(Path(arguments.model), arguments.best)
+    sidecar = read_sidecar(path)
+    dataset = arguments.dataset or sidecar.get("dataset")
+    if dataset is None:
+        raise UserError(f"{path} does not say what it was trained on; give --dataset ({', '.join(DATASETS)})")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size} is out of range; give 1 or more")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: the folder does not exist; make it or give another file")
+    load_tensorflow()
+    data = load_dataset(dataset, arguments.data_dir)
+    result = {**score_file(path, data, arguments.batch_size, say=print).as_dict(), "data_source": data.source}
+    print(f"{path} on the test set of {dataset} ({data.source})")
+    print(describe(result, data.class_names))
+    if arguments.json:
+        write_json(Path(arguments.json), result)
+    return result
+
+
+def model_path(path: Path, best: bool) -> Path:
+    """The model file that a file's or a run folder's name stands for.
+
+    Raises:
+        UserError: it does not exist, or is no Keras file.
+    """
+    if path.is_dir():
+        path = path / ("best.keras" if best else "final.keras")
+        if not path.exists():
+            raise UserError(f"{path} does not exist; finish the run first, or name a .keras file")
+    elif best:
+        raise UserError(f"--best goes with the folder of a run, and {path} is none")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a .keras file or the folder of a run")
+    if path.suffix != ".keras":
+        raise UserError(f"{path} is no .keras file; save it with model.save('{path.stem}.keras') first")
+    return path
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The JSON beside a model file, or nothing.
+
+    Raises:
+        UserError: it is there and damaged.
+    """
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        return {}
+    try:
+        value = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{sidecar} cannot be read ({error}); remove it, or save the model again") from error
+    return value if isinstance(value, dict) else {}
+
+
+def load_model(path: Path) -> "keras.Model":
+    """Load a .keras file without running any code in it.
+
+    Raises:
+        UserError: it is damaged, or needs code that a plain Keras file does not.
+    """
+    import keras
+
+    from resnet_tf.recursion import room_for_depth
+
+    try:
+        with room_for_depth(1000):
+            return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises whatever its readers raise on a damaged file
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path} cannot be loaded as a Keras model ({reason[0][:200] if reason else error!r})"
+        ) from error
+
+
+def score_file(path: Path, data: "Dataset", batch_size: int = 500, say: Any = None) -> "Score":
+    """Score a saved model in float32 on the test part.
+
+    Raises:
+        UserError: the file is damaged, or its input or output does not fit the data.
+    """
+    from resnet_tf.evaluation.score import compiled_forward, head_kind, score
+    from resnet_tf.fused import fused_view
+
+    model = load_model(path)
+    shape, images = model.input_shape, data.test.images
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or any(side not in (None, size) for side, size in zip(shape[1:], images.shape[1:], strict=True))
+    ):
+        raise UserError(f"{path} takes images of the shape {shape}, {data.name} has {images.shape[1:]}")
+    kind = head_kind(model)
+    if say is not None:
+        say(f"the model's output is taken as {kind}")
+    forward = compiled_forward(fused_view(model))
+    return score(forward, images, data.test.labels, kind=kind, classes=len(data.class_names), batch_size=batch_size)
+
+
+def describe(result: dict[str, Any], class_names: Sequence[str]) -> str:
+    """The numbers as a person reads them."""
+    lines = [
+        f"loss {result['loss']:.4f}, top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %, "
+        f"{result['images']} images, {result['images_per_second']:.0f} images/s"
+    ]
+    width = max(len(name) for name in class_names)
+    for name, share, row in zip(class_names, result["per_class"], result["confusion"], strict=True):
+        percent = "   -  " if share is None else f"{100 * share:6.2f}"
+        lines.append(
+            f"{name:>{width}} {percent} %" + (" " + " ".join(f"{n:5d}" for n in row) if len(row) <= 20 else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""`resnet-tf train`: from flags to a finished run folder."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.cli.train_options import Request, describe_recipes, make_parser, parse_request
+from resnet_tf.errors import UserError
+from resnet_tf.training.run_folder import RunFolder, difference
+
+
+def main(argv: Sequence[str]) -> dict[str, Any] | int:
+    """Train, or go on with a run, or print the result of a finished one.
+
+    Args:
+        argv: flags, see `--help`.
+
+    Returns:
+        The run's report, or the exit code 128 + signal when a signal stopped it.
+
+    Raises:
+        UserError: a flag, a file or the run folder is not as it must be.
+    """
+    arguments = make_parser().parse_args(argv)
+    if arguments.list_recipes or arguments.list_models:
+        from resnet_tf.models.registry import list_models
+
+        print(describe_recipes() if arguments.list_recipes else "\n".join(list_models()))
+        return 0
+    request = parse_request(arguments)
+    folder = RunFolder(Path(request.run_dir))
+    report = None if request.overwrite else _finished(request, folder)
+    if report is not None:
+        print(f"{folder.path} is finished; --overwrite starts anew")
+        print(summary(report))
+        return report
+    load_tensorflow()
+    from resnet_tf.cli.job import run_job
+    from resnet_tf.training.loop import Stopped
+
+    try:
+        report = run_job(request, folder)
+    except Stopped as stop:
+        print(f"{stop}; resume with: {_command(argv)}")
+        return 128 + stop.signal
+    print(summary(report))
+    return report
+
+
+def _finished(request: Request, folder: RunFolder) -> dict[str, Any] | None:
+    """The report of a run that these flags have already made."""
+    settings = folder.settings()
+    if settings is None:
+        return None
+    asked = request.settings()
+    if request.precision != "auto":
+        asked["precision"] = request.precision
+    if request.threads:
+        asked["threads"] = request.threads
+    differs = difference({key: settings.get(key) for key in asked}, asked)
+    if differs:
+        raise UserError(
+            f"run folder {folder.path} belongs to a run of other settings: {differs}; "
+            "give another --run-dir, or --overwrite to start anew"
+        )
+    return folder.report()
+
+
+def _command(argv: Sequence[str]) -> str:
+    kept = [argument for argument in argv if argument != "--overwrite"]
+    program = "python train.py" if os.path.basename(sys.argv[0]) == "train.py" else "resnet-tf train"
+    return f"{program} {shlex.join(kept)}".strip()
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The result of a run in a line or two."""
+    test = report["test"]
+    settings = report["settings"]
+    lines = [
+        f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
+        f"{settings['data.source']}) after {report['iterations']} iterations"
+    ]
+    if "best" in report:
+        best = report["best"]
+        lines.append(
+            f"best by validation: iteration {best['iteration']}, validation {100 * best['validation_accuracy']:.2f} %, "
+            f"test {100 * best['test']['top1']:.2f} %"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""The flags of `train`, and what they ask for as data. Imports no TensorFlow."""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_tf.cli.command import Parser
+from resnet_tf.cli.datasets import DATASETS
+from resnet_tf.errors import UserError
+from resnet_tf.models.registry import model_options
+from resnet_tf.recipes import CHOICES, RECIPES, Recipe, default_recipe, get_recipe, override
+
+SHORTCUTS = ("identity", "projection", "projection_all", "none")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+DEFAULT_CHECKPOINT_SECONDS = 300.0
+
+_RECIPE_HELP = {
+    "batch_size": "images a step",
+    "iterations": "updates in all; drops and warm-up keep their proportions",
+    "epochs": "length in epochs instead of iterations",
+    "learning_rate": "highest learning rate",
+    "drops": "comma-separated fractions of the length, such as 0.5,0.75",
+    "validation_size": "part of the training images kept for validation: fraction, or count; 0 trains on all",
+    "weight_decay": "lambda of the gradient term lambda*w",
+    "decay": "which variables decay",
+    "warmup": "constant low learning rate at the start",
+}
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def make_parser() -> Parser:
+    """The parser of `resnet-tf train`."""
+    parser = Parser(
+        prog="resnet-tf train",
+        description="Train a network by a recipe. The same command goes on with a run that was stopped.",
+    )
+    parser.add_argument("--model", default="resnet20_v2", help="network by name (default: %(default)s)")
+    parser.add_argument("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} (default: %(default)s)")
+    parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
+    parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} (default: he2016 for v2 networks, else he2015)")
+    parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
+    parser.add_argument("--list-models", action="store_true", help="print the networks and exit")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
+    _add_builder_flags(parser)
+    _add_run_flags(parser)
+    _add_recipe_flags(parser)
+    return parser
+
+
+def _add_builder_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--shortcut", choices=SHORTCUTS, help="default: the network's or the recipe's own")
+    group.add_argument("--width", type=int, default=1, help="multiplies the channels (default: 1)")
+    group.add_argument("--use-bias", action="store_true", help="give the convolutions a bias")
+
+
+def _add_run_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--run-dir", help="default: runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k>")
+    group.add_argument("--overwrite", action="store_true", help="start anew where a run exists")
+    group.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (default: auto)")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: fastest native one")
+    group.add_argument("--threads", type=int, default=0, help="threads an operation may use (default: one per core)")
+    group.add_argument("--jit-compile", action="store_true", help="compile the step with XLA (slower on CPUs)")
+    group.add_argument("--deterministic", action="store_true", help="deterministic kernels only")
+    group.add_argument("--eval-every", type=int, help="iterations between evaluations (default: an epoch)")
+    group.add_argument(
+        "--checkpoint-every",
+        help="iterations (500) or minutes (5m) between checkpoints (default: each evaluation and every 5 minutes)",
+    )
+    group.add_argument("--on-nan", choices=("stop", "rollback"), default="stop", help="what a diverging run does")
+
+
+def _add_recipe_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("recipe fields, overriding the recipe's own")
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    for name, default in defaults.items():
+        if name in ("name", "about", "shortcut"):
+            continue
+        flag, text = f"--{name.replace('_', '-')}", _RECIPE_HELP.get(name)
+        if isinstance(default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif name == "drops":
+            group.add_argument(flag, type=_floats, help=text)
+        else:
+            kind = int if isinstance(default, int) or name == "iterations" else type(default or 0.0)
+            group.add_argument(flag, type=kind, choices=CHOICES.get(name), help=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a train command asks for, checked as far as that goes without data or TensorFlow."""
+
+    model: str
+    builder: dict[str, Any]
+    dataset: str
+    data_dir: str | None
+    recipe: Recipe
+    seed: int
+    run_dir: str
+    overwrite: bool
+    device: str
+    precision: str
+    threads: int
+    jit_compile: bool
+    deterministic: bool
+    evaluate_every: int | None
+    checkpoint_iterations: int | None
+    checkpoint_seconds: float | None
+    rollbacks: int
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, flat; precision and threads are added when they are known."""
+        settings: dict[str, Any] = {"model": self.model, "dataset": self.dataset, "seed": self.seed}
+        settings |= {f"builder.{key}": value for key, value in self.builder.items()}
+        settings |= {f"recipe.{key}": value for key, value in self.recipe.as_dict().items() if key != "about"}
+        settings |= {"evaluate_every": self.evaluate_every}
+        return settings | {"jit_compile": self.jit_compile, "deterministic": self.deterministic}
+
+
+def parse_request(arguments: argparse.Namespace) -> Request:
+    """Check the flags against one another.
+
+    Raises:
+        UserError: a flag's value is not allowed; the message says what is.
+    """
+    try:
+        model_options(arguments.model)
+    except ValueError as error:
+        raise UserError(f"--{error}; see --list-models") from error
+    if arguments.dataset not in DATASETS:
+        raise UserError(f"--dataset {arguments.dataset} is not known; allowed: {', '.join(DATASETS)}")
+    for flag, low in (("seed", 0), ("width", 1), ("threads", 0), ("eval_every", 1)):
+        value = getattr(arguments, flag)
+        if value is not None and value < low:
+            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give {low} or more")
+    recipe = _recipe(arguments)
+    shortcut = arguments.shortcut or recipe.shortcut
+    iterations, seconds = _checkpoint_interval(arguments.checkpoint_every)
+    name = "-".join(part for part in (arguments.model, shortcut, arguments.dataset, recipe.name) if part)
+    return Request(
+        model=arguments.model,
+        builder={"shortcut": shortcut, "width": arguments.width, "use_bias": arguments.use_bias},
+        dataset=arguments.dataset,
+        data_dir=arguments.data_dir,
+        recipe=recipe,
+        seed=arguments.seed,
+        run_dir=arguments.run_dir or f"runs/{name}-seed{arguments.seed}",
+        overwrite=arguments.overwrite,
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        jit_compile=arguments.jit_compile,
+        deterministic=arguments.deterministic,
+        evaluate_every=arguments.eval_every,
+        checkpoint_iterations=iterations,
+        checkpoint_seconds=seconds,
+        rollbacks=3 if arguments.on_nan == "rollback" else 0,
+    )
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "about", "shortcut"}
+    changes = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
+    return override(get_recipe(arguments.recipe or default_recipe(arguments.model)), **changes)
+
+
+def _checkpoint_interval(text: str | None) -> tuple[int | None, float | None]:
+    """Iterations and seconds between checkpoints."""
+    if text is None:
+        return None, DEFAULT_CHECKPOINT_SECONDS
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
+    if match is None or float(match[1]) <= 0 or ("." in match[1] and not match[2]):
+        raise UserError(f"--checkpoint-every {text} is not understood; allowed: iterations (500) or minutes (5m)")
+    return (None, 60 * float(match[1])) if match[2] else (int(match[1]), None)
+
+
+def describe_recipes() -> str:
+    """All recipes with the fields in which they differ from the class's defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    lines = []
+    for recipe in RECIPES.values():
+        lines.append(f"{recipe.name}: {recipe.about}")
+        lines.append(f"    {describe_recipe(recipe, {'name', 'about'})}")
+    shared = {key: value for key, value in defaults.items() if key not in ("name", "about") and value is not None}
+    lines.append("where nothing else is said: " + ", ".join(f"{key}={value}" for key, value in shared.items()))
+    return "\n".join(lines)
+
+
+def describe_recipe(recipe: Recipe, leave_out: Sequence[str] | set[str] = ()) -> str:
+    """The fields of a recipe that differ from the defaults, in one line."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    own = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in leave_out}
+    return ", ".join(f"{key}={value}" for key, value in own.items() if value != defaults[key])
