@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from resnet_tf.data import cifar
+from resnet_tf.data import cifar, cifar_files
 from resnet_tf.data.cifar import load_cifar
 from resnet_tf.data.dataset import fingerprint
 from resnet_tf.errors import UserError
@@ -24,7 +24,7 @@ PYTHON2_UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(cifar, "IMAGES_PER_FILE", dict.fromkeys(CIFAR10 + CIFAR100, N))
+    monkeypatch.setattr(cifar_files, "IMAGES_PER_FILE", dict.fromkeys(CIFAR10 + CIFAR100, N))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
 
 
@@ -151,12 +151,12 @@ def test_files_pickled_anew_by_python_3(tmp_path, protocol, key):
 
 
 def test_the_original_is_known_by_the_files_md5(tmp_path, monkeypatch):
-    assert cifar._KINDS["cifar10"].md5[5] == "40351d587109b95175f43aff81a1287e"
-    assert cifar._KINDS["cifar100"].md5[0] == "16019d7e3df5f24257cddd939b257f8d"
+    assert cifar.KINDS["cifar10"].md5[5] == "40351d587109b95175f43aff81a1287e"
+    assert cifar.KINDS["cifar100"].md5[0] == "16019d7e3df5f24257cddd939b257f8d"
     files = official("cifar100")
     sums = tuple(hashlib.md5(raw).hexdigest() for raw in files.values())
-    kind = cifar._KINDS["cifar100"]
-    monkeypatch.setitem(cifar._KINDS, "cifar100", type(kind)(**{**vars(kind), "md5": sums}))
+    kind = cifar.KINDS["cifar100"]
+    monkeypatch.setitem(cifar.KINDS, "cifar100", type(kind)(**{**vars(kind), "md5": sums}))
     assert load_cifar("cifar100", write_folder(tmp_path, files)).source == "original"
 
 
@@ -268,7 +268,7 @@ def test_only_latin1_is_encoded(tmp_path, encoding):
 def test_over_large_files_are_refused_unread(tmp_path, monkeypatch):
     limit = N * (2 * 3072 + 256) + 65_536
     files = official() | {"cifar-10-batches-py/data_batch_4": bytes(limit + 1)}
-    monkeypatch.setattr(cifar, "_Unpickler", None)
+    monkeypatch.setattr(cifar_files, "ArrayUnpickler", None)
     del files["cifar-10-batches-py/data_batch_1"], files["cifar-10-batches-py/data_batch_2"]
     del files["cifar-10-batches-py/data_batch_3"]
     refused(write_folder(tmp_path / "folder", files), "data_batch_4", f"{limit:,}")

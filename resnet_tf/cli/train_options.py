@@ -33,6 +33,10 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _fraction_or_count(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
+
+
 def make_parser() -> Parser:
     """The parser of `resnet-tf train`."""
     parser = Parser(
@@ -87,6 +91,8 @@ def _add_recipe_flags(parser: Parser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif name == "drops":
             group.add_argument(flag, type=_floats, help=text)
+        elif name == "validation_size":
+            group.add_argument(flag, type=_fraction_or_count, help=text)
         else:
             kind = int if isinstance(default, int) or name == "iterations" else type(default or 0.0)
             group.add_argument(flag, type=kind, choices=CHOICES.get(name), help=text)
