@@ -61,6 +61,11 @@ class _FusedBatchNormalization(_View):
         # The kernel returns the unbiased variance; Keras' moving variance is the biased one.
         count = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
         variance *= (count - 1.0) / count
+        if x.dtype == tf.float16:
+            # The loss scaler skips the update of a step that overflows; the statistics must skip it too.
+            finite = tf.reduce_all(tf.math.is_finite(mean + variance))
+            mean = tf.where(finite, mean, bn.moving_mean)
+            variance = tf.where(finite, variance, bn.moving_variance)
         bn.moving_mean.assign(bn.moving_mean * bn.momentum + mean * (1.0 - bn.momentum))
         bn.moving_variance.assign(bn.moving_variance * bn.momentum + variance * (1.0 - bn.momentum))
         return y
@@ -137,11 +142,12 @@ def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
     def view(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
             return fused_view(layer, policy)
+        own = "float32" if layer.name in outputs else policy
         if _fusable_norm(layer):
-            return _FusedBatchNormalization(layer, policy)
-        if _plain_conv(layer, policy):
-            return _PlainConv2D(layer, policy)
-        if isinstance(layer, _ELEMENTWISE) and layer.name not in outputs:
+            return _FusedBatchNormalization(layer, own)
+        if _plain_conv(layer, own):
+            return _PlainConv2D(layer, own)
+        if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:
             return type(layer).from_config({**layer.get_config(), "dtype": policy})
         return layer
 

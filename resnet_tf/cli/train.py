@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         return 0
     request = parse_request(arguments)
     folder = RunFolder(Path(request.run_dir))
+    if request.overwrite:
+        folder.check_ours()
     report = None if request.overwrite else _finished(request, folder)
     if report is not None:
         print(f"{folder.path} is finished; --overwrite starts anew")

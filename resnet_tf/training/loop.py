@@ -262,9 +262,9 @@ class Training:
         self._since = _Since()
         accuracy = row["validation_accuracy"]
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
-            self.best = {"iteration": self.step, "validation_accuracy": accuracy}
-            best = self.best
-            self._guarded("best.keras", lambda: self.save_best(best))
+            best = {"iteration": self.step, "validation_accuracy": accuracy}
+            if self._guarded("best.keras", lambda: self.save_best(best)):
+                self.best = best
         self._guarded("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
         self.reporter.evaluated(row)
 
@@ -296,12 +296,15 @@ class Training:
 
         self._guarded(f"the checkpoint of iteration {self.step}", write)
 
-    def _guarded(self, what: str, write: Callable[[], None]) -> None:
+    def _guarded(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether the disk took it."""
         try:
             write()
         except OSError as error:
             reason = error.strerror or str(error)
             self.reporter.say(f"could not write {what}: {reason}; the previous one is untouched, training goes on")
+            return False
+        return True
 
     def _roll_back(self, why: str) -> None:
         self.reporter.say(why)

@@ -45,6 +45,8 @@ class RunFolder:
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
         self._lock = lock
+        for leftover in self.path.rglob(".new-*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -58,13 +60,18 @@ class RunFolder:
         Raises:
             UserError: the file is damaged, or the folder holds other things than a run.
         """
+        self.check_ours()
         path = self.path / SETTINGS
-        if not path.exists():
-            self._refuse_foreign()
-            return None
-        return _read_json(path)
+        return _read_json(path) if path.exists() else None
 
-    def _refuse_foreign(self) -> None:
+    def check_ours(self) -> None:
+        """Look at the folder without touching it.
+
+        Raises:
+            UserError: it holds other things than a run.
+        """
+        if (self.path / SETTINGS).exists():
+            return
         try:
             foreign = [p.name for p in self.path.iterdir() if p.name != "lock" and not p.name.startswith(".new-")]
         except FileNotFoundError:
@@ -94,13 +101,12 @@ class RunFolder:
         Raises:
             UserError: the folder holds other things than a run.
         """
-        if self.settings() is None:
-            return
+        self.check_ours()
         for pattern in ("report.json", "checkpoints/*", "*.keras", "*.json", "*.bin", "metrics.*", "log.txt"):
             for path in self.path.glob(pattern):
                 if path.name != SETTINGS:
                     path.unlink()
-        (self.path / SETTINGS).unlink()
+        (self.path / SETTINGS).unlink(missing_ok=True)
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, as far as the disk allows."""
@@ -128,9 +134,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); start anew with another --run-dir") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); start anew with --overwrite, or give another --run-dir"
+        ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not the JSON object that a run writes; start anew with another --run-dir")
+        raise UserError(
+            f"{path} is not the JSON object that a run writes; start anew with --overwrite, or give another --run-dir"
+        )
     return value
 
 

@@ -1,0 +1,223 @@
+"""Whatever a user can get wrong ends in one line on stderr, exit code 2, and nothing created, changed or lost."""
+
+import json
+import os
+import pickle
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from resnet_tf.cli.main import main
+from resnet_tf.data import shapes
+
+SHAPES = ("train", "--dataset", "shapes")
+CIFAR = ("train", "--dataset", "cifar10", "--data-dir")
+
+# Arguments, and what the line must say.
+FLAGS = [
+    ((), "required: COMMAND"),
+    (("trian",), "invalid choice: 'trian'"),
+    (("train", "--no-such-flag"), "unrecognized arguments: --no-such-flag"),
+    (("train", "--rec", "quick"), "unrecognized arguments: --rec"),
+    (("train", "extra"), "unrecognized arguments: extra"),
+    (("train", "--model", "resnet21_v2"), "'resnet21_v2' is not known; allowed: resnet8_v1"),
+    (("train", "--dataset", "cifar11"), "cifar11 is not known; allowed: cifar10, cifar100, shapes"),
+    (("train", "--recipe", "he2017"), "'he2017' is not known; allowed: he2015"),
+    ((*SHAPES, "--shortcut", "B"), "invalid choice: 'B'"),
+    ((*SHAPES, "--width", "0"), "--width 0 is out of range; give 1 or more"),
+    ((*SHAPES, "--width", "two"), "invalid int value: 'two'"),
+    ((*SHAPES, "--seed", "-1"), "--seed -1 is out of range"),
+    ((*SHAPES, "--threads", "-2"), "--threads -2 is out of range"),
+    ((*SHAPES, "--eval-every", "0"), "--eval-every 0 is out of range"),
+    ((*SHAPES, "--batch-size", "0"), "--batch-size 0 is out of range; allowed: 1 to"),
+    ((*SHAPES, "--batch-size", "1.5"), "invalid int value: '1.5'"),
+    ((*SHAPES, "--batch-size", "100000"), "batch size 100000 is larger than the"),
+    ((*SHAPES, "--iterations", "0"), "--iterations 0 is out of range"),
+    ((*SHAPES, "--iterations", "9", "--epochs", "2"), "exclude each other"),
+    ((*SHAPES, "--epochs", "-1"), "--epochs -1.0 is out of range"),
+    ((*SHAPES, "--learning-rate", "nan"), "--learning-rate nan is out of range"),
+    ((*SHAPES, "--learning-rate", "-0.1"), "--learning-rate -0.1 is out of range"),
+    ((*SHAPES, "--momentum", "1.5"), "--momentum 1.5 is out of range; allowed: 0 to 1"),
+    ((*SHAPES, "--weight-decay=-1e-4"), "--weight-decay -0.0001 is out of range"),
+    ((*SHAPES, "--drops", "0.7,0.5"), "must rise and lie between 0 and 1"),
+    ((*SHAPES, "--drops", "8000"), "must rise and lie between 0 and 1"),
+    ((*SHAPES, "--drops", "a,b"), "invalid"),
+    ((*SHAPES, "--schedule", "linear"), "invalid choice: 'linear'"),
+    ((*SHAPES, "--decay", "none"), "invalid choice: 'none'"),
+    ((*SHAPES, "--pad-mode", "white"), "invalid choice: 'white'"),
+    ((*SHAPES, "--validation-size", "1.5"), "1.5"),
+    ((*SHAPES, "--validation-size", "100000"), "100000"),
+    ((*SHAPES, "--validation-size", "-1"), "--validation-size -1.0 is out of range"),
+    ((*SHAPES, "--validation-size", "0", "--schedule", "plateau"), "needs validation images"),
+    ((*SHAPES, "--checkpoint-every", "often"), "allowed: iterations (500) or minutes (5m)"),
+    ((*SHAPES, "--checkpoint-every", "0"), "allowed: iterations (500) or minutes (5m)"),
+    ((*SHAPES, "--on-nan", "ignore"), "invalid choice: 'ignore'"),
+    ((*SHAPES, "--precision", "float64"), "invalid choice: 'float64'"),
+    ((*SHAPES, "--device", "tpu"), "--device tpu is not known; allowed: auto, cpu, gpu"),
+    ((*SHAPES, "--device", "gpu:7"), "use --device cpu or auto"),
+    ((*SHAPES, "--device", "gpu:x"), "--device gpu:x is not known"),
+    ((*SHAPES, "--data-dir", "."), "--data-dir does not go with --dataset shapes"),
+    (("evaluate",), "required: MODEL_OR_RUN"),
+    (("evaluate", "nowhere.keras"), "nowhere.keras does not exist"),
+    (("evaluate", "notes.txt"), "notes.txt is no .keras file"),
+    (("evaluate", "empty.keras", "--dataset", "shapes"), "empty.keras cannot be loaded as a Keras model"),
+    (("evaluate", "truncated.keras", "--dataset", "shapes"), "truncated.keras cannot be loaded as a Keras model"),
+    (("evaluate", "lambda.keras", "--dataset", "shapes"), "lambda.keras cannot be loaded as a Keras model"),
+    (("evaluate", "flat.keras", "--dataset", "shapes"), "flat.keras takes images of the shape (None, 4)"),
+    (("evaluate", "seven.keras", "--dataset", "shapes"), "10 classes"),
+    (("evaluate", "relu.keras", "--dataset", "shapes"), "only a linear or a softmax output can be scored"),
+    (("evaluate", "seven.keras"), "does not say what it was trained on; give --dataset"),
+    (("evaluate", "seven.keras", "--dataset", "mnist"), "mnist is not known"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--batch-size", "0"), "--batch-size 0 is out of range"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--json", "no/such/x.json"), "the folder does not exist"),
+    (("evaluate", "seven.keras", "--best"), "--best goes with the folder of a run"),
+    (("evaluate", "folder"), "finish the run first"),
+    (("evaluate", "badside.keras", "--dataset", "shapes"), "badside.json cannot be read"),
+    ((*CIFAR, "nowhere"), "nowhere does not exist; give a folder or an archive"),
+    ((*CIFAR, "folder"), "folder holds no CIFAR-10"),
+    ((*CIFAR, "notes.txt"), "notes.txt is no readable tar archive"),
+    ((*CIFAR, "cut.tar.gz"), "cut.tar.gz is no readable tar archive, or is cut short"),
+    ((*CIFAR, "outside.tar.gz"), "lacks data_batch_1"),
+    ((*CIFAR, "hostile"), "asks for 'posix.system'"),
+    ((*CIFAR, "incomplete"), "is damaged, cut short, or no CIFAR-10 file"),
+    ((*SHAPES, "--run-dir", "notes.txt"), "notes.txt"),
+    ((*SHAPES, "--run-dir", "notes.txt/run"), "notes.txt/run"),
+    ((*SHAPES, "--run-dir", "folder"), "holds files that are no run of ours"),
+    ((*SHAPES, "--run-dir", "folder", "--overwrite"), "holds files that are no run of ours"),
+    ((*SHAPES, "--run-dir", "damaged"), "settings.json cannot be read"),
+    ((*SHAPES, "--run-dir", "list"), "is not the JSON object that a run writes"),
+    ((*SHAPES, "--run-dir", "other"), 'belongs to a run of other settings: model is "resnet56_v1" there'),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "notes.txt").write_text("no data\n")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "letter.txt").write_text("dear reader\n")
+    _models(folder)
+    _archives(folder)
+    for name, text in (("damaged", "{"), ("list", "[]"), ("other", json.dumps({"model": "resnet56_v1"}))):
+        (folder / name).mkdir()
+        (folder / name / "settings.json").write_text(text)
+    return folder
+
+
+def _models(folder: Path) -> None:
+    (folder / "empty.keras").write_bytes(b"")
+    inputs = keras.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    keras.Model(inputs, keras.layers.Dense(7)(pooled)).save(folder / "seven.keras")
+    keras.Model(inputs, keras.layers.Dense(10, activation="relu")(pooled)).save(folder / "relu.keras")
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(10)]).save(folder / "flat.keras")
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x)(pooled)).save(folder / "lambda.keras")
+    whole = (folder / "seven.keras").read_bytes()
+    (folder / "truncated.keras").write_bytes(whole[: len(whole) // 2])
+    (folder / "badside.keras").write_bytes(whole)
+    (folder / "badside.json").write_text("{")
+
+
+class _Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def _archives(folder: Path) -> None:
+    noise = np.random.default_rng(0).bytes(100_000)
+    (folder / "noise").write_bytes(noise)
+    with tarfile.open(folder / "cut.tar.gz", "w:gz") as archive:
+        archive.add(folder / "noise", "cifar-10-batches-py/data_batch_1")
+    (folder / "cut.tar.gz").write_bytes((folder / "cut.tar.gz").read_bytes()[:50_000])
+    with tarfile.open(folder / "outside.tar.gz", "w:gz") as archive:
+        archive.add(folder / "noise", "../../escaped")
+        archive.add(folder / "notes.txt", "/tmp/escaped-resnet-tf")
+        hostile = folder / "noise"
+        archive.add(hostile, "cifar-10-batches-py/readme.html")
+    for name, content in (("hostile", pickle.dumps(_Hostile(), protocol=2)), ("incomplete", noise[:5000])):
+        batches = folder / name / "cifar-10-batches-py"
+        batches.mkdir(parents=True)
+        (batches / "data_batch_1").write_bytes(content)
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def _run(arguments) -> int:
+    try:
+        return main(list(arguments))
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.fixture
+def small_shapes(monkeypatch):
+    monkeypatch.setattr(shapes.load_shapes, "__defaults__", (0, 100, 20))
+
+
+def _check_refused(arguments, says, folder, capsys) -> None:
+    before = _tree(folder)
+    code = _run(arguments)
+    stderr = capsys.readouterr().err
+    assert code == 2, stderr
+    assert says in stderr
+    assert len(stderr.strip().splitlines()) == 1, stderr
+    assert "Traceback" not in stderr
+    assert _tree(folder) == before
+    assert not Path("/tmp/escaped-resnet-tf").exists()
+
+
+@pytest.mark.parametrize(("arguments", "says"), FLAGS, ids=str)
+def test_one_line_and_nothing_touched(arguments, says, bad_files, monkeypatch, capsys, small_shapes):
+    monkeypatch.chdir(bad_files)
+    monkeypatch.setattr("sys.argv", ["resnet-tf"])
+    _check_refused(arguments, says, bad_files, capsys)
+
+
+def _set_backend(monkeypatch, folder):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+
+
+def _set_backend_in_file(monkeypatch, folder):
+    home = folder / "keras-home"
+    home.mkdir()
+    (home / "keras.json").write_text('{"backend": "torch"}')
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (_set_backend, "backend 'jax'"),
+        (_set_backend_in_file, "backend 'torch'"),
+    ],
+)
+def test_an_environment_that_cannot_work(prepare, says, tmp_path, monkeypatch, capsys):
+    prepare(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "keras")
+    _check_refused(SHAPES, says, tmp_path, capsys)
+
+
+def test_a_missing_system_library_names_both_ways_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in [m for m in sys.modules if m == "cv2" or m.startswith(("resnet_tf.opencv", "resnet_tf.data"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "resnet_tf.cli.job", raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    _check_refused(SHAPES, "apt-get install libgl1", tmp_path, capsys)
+    monkeypatch.undo()
+
+
+def test_the_archive_that_a_zip_bomb_hides_in_is_no_tar(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cifar-10-batches-py/data_batch_1", bytes(50_000_000))
+    monkeypatch.chdir(tmp_path)
+    _check_refused((*CIFAR, "bomb.zip"), "is no readable tar archive", tmp_path, capsys)

@@ -1,0 +1,26 @@
+"""The short version of the chaos harness; `python -m tests.chaos --kills 100` is the long one."""
+
+from tests.chaos.harness import SIGKILL_CODE, digests, start, undisturbed
+
+FLAGS = (
+    *("--dataset", "shapes", "--model", "resnet8_v2", "--iterations", "12", "--batch-size", "16"),
+    *("--validation-size", "40", "--eval-every", "5", "--checkpoint-every", "4", "--threads", "1"),
+    *("--precision", "float32"),
+)
+
+
+def test_a_run_that_dies_inside_saves_ends_with_the_bytes_of_one_that_never_died(tmp_path):
+    operations = undisturbed(tmp_path / "whole", FLAGS)
+    assert operations > 50
+    killed = tmp_path / "killed"
+    # Early (the settings), in the middle (a checkpoint or a model) and late (the report).
+    for operation in (3, operations // 3, operations // 4):
+        process = start(killed, FLAGS, operation)
+        process.communicate()
+        assert process.returncode == SIGKILL_CODE
+    moved = killed.rename(tmp_path / "moved")
+    process = start(moved, FLAGS)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert digests(moved) == digests(tmp_path / "whole")
+    assert not list(moved.rglob(".new-*"))
