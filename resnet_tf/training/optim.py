@@ -14,9 +14,12 @@ def make_optimizer(recipe: Recipe, policy: str) -> keras.optimizers.Optimizer:
         recipe: momentum and Nesterov switch are taken from it; the step sets the learning rate.
         policy: dtype policy of the run.
     """
-    optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    # Named, because checkpoints go by the variables' paths and Keras numbers unnamed optimizers.
+    optimizer = keras.optimizers.SGD(
+        recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, name="sgd"
+    )
     if policy == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
+        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
     return optimizer
 
 

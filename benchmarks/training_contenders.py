@@ -1,0 +1,205 @@
+"""The contenders of `benchmarks.training`, each run in a process of its own."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.rounds import serve, timed
+
+SIDES = {"resnet50": 224}
+BATCHES = {"resnet50": 16}
+
+
+def data(model: str) -> tuple[np.ndarray, np.ndarray]:
+    batch, side = BATCHES.get(model, 128), SIDES.get(model, 32)
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (batch, side, side, 3), np.uint8), np.arange(batch, dtype=np.int32) % 10
+
+
+def build(model: str):
+    from resnet_tf import build_model
+
+    shortcut = {} if model == "resnet50" else {"shortcut": "projection"} if model.endswith("_v2") else {}
+    return build_model(model, classes=10, mean=(125, 123, 114), std=(63, 62, 67), **shortcut)
+
+
+def compiled_step(model: str, policy: str):
+    from resnet_tf import RECIPES, fused_view
+    from resnet_tf.training.devices import set_threads
+    from resnet_tf.training.optim import make_optimizer
+    from resnet_tf.training.steps import make_train_step
+
+    set_threads(0)
+    recipe = RECIPES["he2015"]
+    network = build(model)
+    optimizer = make_optimizer(recipe, policy)
+    optimizer.build(network.trainable_variables)
+    return network, optimizer, make_train_step(network, fused_view(network, policy), optimizer, recipe, False)
+
+
+def ours(model: str, policy: str) -> None:
+    import tensorflow as tf
+
+    images, labels = (tf.constant(array) for array in data(model))
+    rate = tf.constant(0.01)
+    _, _, step = compiled_step(model, policy)
+    serve(timed(lambda: step(images, labels, rate).numpy()), len(images))
+
+
+class Silent:
+    """A reporter that reports nothing."""
+
+    def progress(self, *_) -> None:
+        pass
+
+    def evaluated(self, *_) -> None:
+        pass
+
+    def say(self, *_) -> None:
+        pass
+
+
+def whole_loop(model: str, policy: str) -> None:
+    from resnet_tf.data.augment import PadCropFlip
+    from resnet_tf.data.pipeline import ArraySource, Batches
+    from resnet_tf.data.shapes import load_shapes
+    from resnet_tf.recipes import RECIPES
+    from resnet_tf.training.loop import Intervals, Training
+    from resnet_tf.training.run_folder import RunFolder
+    from resnet_tf.training.schedule import Schedule
+
+    train = load_shapes().train
+    network, optimizer, step = compiled_step(model, policy)
+    folder = RunFolder(Path(tempfile.mkdtemp()))
+    folder.claim()
+    batches = Batches(ArraySource(train.images, train.labels), PadCropFlip(fill=(120,)), batch_size=128, seed=0)
+    training = Training(
+        model=network,
+        optimizer=optimizer,
+        step=step,
+        schedule=Schedule(RECIPES["he2015"], 0),
+        batches=batches,
+        validate=None,
+        save_best=lambda _: None,
+        folder=folder,
+        intervals=Intervals(evaluate=10**9, checkpoint_seconds=None),
+        reporter=Silent(),
+    )
+
+    def run(count: int) -> float:
+        training.schedule.iterations = training.step + count
+        training.run()
+        return count * 128 / training.rows[-1]["images_per_second"]
+
+    serve(run, 128)
+
+
+def model_fit(model: str) -> None:
+    import keras
+
+    images, labels = data(model)
+    network = build(model)
+    network.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    repeats = 8
+    many, many_labels = np.tile(images, (repeats, 1, 1, 1)), np.tile(labels, repeats)
+    serve(
+        timed(lambda: network.fit(many, many_labels, batch_size=len(images), epochs=1, verbose=0)),
+        repeats * len(images),
+    )
+
+
+def tutorial(model: str) -> None:
+    """The loop of the tutorials: stock layers with biases, OpenCV between the steps, nothing in the background."""
+    import cv2
+    import keras
+    import tensorflow as tf
+
+    from resnet_tf import build_model
+
+    images, labels = data(model)
+    bias = {} if model == "resnet50" else {"use_bias": True}
+    network = build_model(model, classes=10, **bias)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    optimizer.build(network.trainable_variables)
+    kernels = [v for v in network.trainable_variables if v.name == "kernel"]
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            logits = network(x, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+            loss += 1e-4 * tf.add_n([tf.nn.l2_loss(v.value) for v in kernels])
+        variables = network.trainable_variables
+        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+        return loss
+
+    def augmented(image):
+        side = image.shape[0]
+        padded = cv2.copyMakeBorder(image, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        y, x = np.random.randint(0, 9, 2)
+        crop = padded[y : y + side, x : x + side]
+        return cv2.flip(crop, 1) if np.random.rand() < 0.5 else crop
+
+    def work():
+        batch = np.stack([augmented(image) for image in images]).astype(np.float32)
+        step((batch - 120.0) / 64.0, labels).numpy()
+
+    serve(timed(work), len(images))
+
+
+def torch(model: str, how: str) -> None:
+    import torch as t
+
+    from benchmarks.torch_twins import twin
+
+    images, labels = data(model)
+    network = twin(model).train()
+    optimizer = t.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    x = t.from_numpy((images.astype(np.float32) - 120) / 64).permute(0, 3, 1, 2).contiguous()
+    y = t.from_numpy(labels).long()
+    if how != "float32":
+        network, x = network.to(memory_format=t.channels_last), x.to(memory_format=t.channels_last)
+    forward = t.compile(network) if "compiled" in how else network
+
+    def work():
+        optimizer.zero_grad(set_to_none=True)
+        with t.autocast("cpu", t.bfloat16, enabled="bfloat16" in how):
+            loss = t.nn.functional.cross_entropy(forward(x), y)
+        loss.backward()
+        optimizer.step()
+
+    serve(timed(work), len(images))
+
+
+def matmul(kind: str) -> None:
+    import tensorflow as tf
+
+    size = 2048
+    a = tf.cast(tf.random.normal((size, size)), kind)
+    multiply = tf.function(lambda: tf.reduce_sum(tf.cast(tf.matmul(a, a), tf.float32)))
+    serve(timed(lambda: multiply().numpy()), 2 * size**3)
+
+
+def main() -> None:
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    model = options.get("model", "")
+    kind, _, how = name.partition(" ")
+    policy = "mixed_bfloat16" if how == "bfloat16" else how
+    runs = {
+        "ours": lambda: ours(model, policy),
+        "loop": lambda: whole_loop(model, policy),
+        "model.fit": lambda: model_fit(model),
+        "tutorial": lambda: tutorial(model),
+        "torch": lambda: torch(model, how),
+        "matmul": lambda: matmul(how),
+    }
+    runs[kind]()
+
+
+if __name__ == "__main__":
+    main()
