@@ -50,3 +50,27 @@ def make_train_step(
         return tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))])
 
     return step
+
+
+def make_train_steps(step: TrainStep, model: keras.Model) -> TrainStep:
+    """Compile several updates into one call, for devices that finish a step before the host can ask for the next.
+
+    Args:
+        step: a `make_train_step`.
+        model: its model.
+
+    Returns:
+        steps(images uint8 (K, B, H, W, C), labels int32 (K, B), learning_rates float32 (K,)) -> float32 (K, 3).
+    """
+    image = tf.TensorSpec((None, None, *model.input_shape[1:]), tf.uint8)
+    signature = (image, tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None,), tf.float32))
+
+    @tf.function(input_signature=signature)
+    def steps(images: tf.Tensor, labels: tf.Tensor, learning_rates: tf.Tensor) -> tf.Tensor:
+        count = tf.shape(learning_rates)[0]
+        results = tf.TensorArray(tf.float32, size=count, element_shape=(3,))
+        for k in tf.range(count):
+            results = results.write(k, step(images[k], labels[k], learning_rates[k]))
+        return results.stack()
+
+    return steps
