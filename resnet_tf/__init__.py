@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from resnet_tf.fused import fused_view
     from resnet_tf.models.blocks import bottleneck_block, residual_block
     from resnet_tf.models.cifar import cifar_resnet
+    from resnet_tf.models.features import feature_extractor
+    from resnet_tf.models.imagenet import imagenet_resnet
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.recipes import RECIPES, Recipe
     from resnet_tf.recursion import room_for_depth
@@ -25,7 +27,9 @@ _HOMES = {
     "bottleneck_block": "models.blocks",
     "build_model": "models.registry",
     "cifar_resnet": "models.cifar",
+    "feature_extractor": "models.features",
     "fused_view": "fused",
+    "imagenet_resnet": "models.imagenet",
     "list_models": "models.registry",
     "read_iterations": "training.history",
     "residual_block": "models.blocks",
@@ -39,7 +43,9 @@ __all__ = [
     "bottleneck_block",
     "build_model",
     "cifar_resnet",
+    "feature_extractor",
     "fused_view",
+    "imagenet_resnet",
     "list_models",
     "read_iterations",
     "residual_block",

@@ -6,6 +6,7 @@ precision of the run, over the very variables of the stock model. Run the view, 
 nothing is copied, and the saved file knows nothing of it.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -107,18 +108,34 @@ def _plain_conv(layer: layers.Layer, policy: str) -> bool:
         and layer.data_format == "channels_last"
         and layer.compute_dtype == "float32"
         and (layer.groups > 1 or policy != "float32")
+        and _has_gradient(layer.groups > 1, max(layer.dilation_rate) > 1, policy)
     )
+
+
+@functools.cache
+def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
+    """Whether this device can differentiate such a convolution: TensorFlow's CPU kernels without oneDNN cannot."""
+    images = tf.ones((1, 5, 5, 2), policy.removeprefix("mixed_"))
+    kernel = tf.ones((3, 3, 1 if grouped else 2, 2), images.dtype)
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            y = tf.nn.conv2d(images, kernel, 1, "SAME", dilations=2 if dilated else 1)
+        tape.gradient(y, (images, kernel))
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+        return False
+    return True
 
 
 def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
-    Works on any functional Keras model. What cannot be fused (batch normalisation over other
+    Works on any functional or sequential Keras model. What cannot be fused (batch normalisation over other
     axes, without scale or centre, synchronised or renormalised, or layers that the model itself
     pins to another dtype) runs as it stands. `model` is not changed; train the view and save `model`.
 
     Args:
-        model: functional model built under the float32 policy.
+        model: functional or built sequential model, made under the float32 policy.
         policy: "float32", "mixed_bfloat16" or "mixed_float16": what convolutions, batch
             normalisation and the layers between them compute in. Variables, statistics, input
             normalisation and outputs stay float32.
@@ -128,19 +145,23 @@ def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
         the model to rounding; do not save it.
 
     Raises:
-        ValueError: the policy is not known, the model is not functional, or Keras runs on another
+        ValueError: the policy is not known, the model is not of these kinds, or Keras runs on another
             backend than TensorFlow.
     """
     if policy not in POLICIES:
         raise ValueError(f"policy={policy!r} is not known; allowed: {', '.join(POLICIES)}")
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise ValueError(f"the fused view needs a functional keras.Model, not {type(model).__name__}")
+        raise ValueError(
+            f"the fused view needs a functional or built sequential keras.Model, not {type(model).__name__}"
+        )
     outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
 
     def view(layer: layers.Layer) -> layers.Layer:
-        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
+        if isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations")):
             return fused_view(layer, policy)
         own = "float32" if layer.name in outputs else policy
         if _fusable_norm(layer):

@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
-PREACTIVATIONS = ("branch", "both")
+PREACTIVATIONS = ("branch", "both", "none")
 STRIDES_ON = ("3x3", "1x1")
 EXPANSION = 4  # a bottleneck unit puts out four times its inner channels (1512.03385, figure 5)
 
@@ -55,17 +55,19 @@ def conv(
         dilation: spacing of the kernel's taps.
         groups: groups of a grouped convolution.
         use_bias: whether to add a bias, superfluous before a batch normalisation.
-        name: name of the convolution; the padding layer is called `{name}_pad`.
+        name: name of the convolution; `{name}_pad` and `{name}_stride` are the layers that may go with it.
 
     Returns:
         Float tensor (batch, ceil(height / stride), ceil(width / stride), filters).
     """
     padding = "same"
+    # Keras does not stride a dilated convolution; computing all pixels and keeping some is the same.
+    subsample, stride = (stride, 1) if dilation > 1 else (1, stride)
     if stride > 1 and kernel_size > 1:
-        margin = dilation * (kernel_size - 1) // 2
+        margin = (kernel_size - 1) // 2
         x = layers.ZeroPadding2D(margin, data_format="channels_last", name=f"{name}_pad")(x)
         padding = "valid"
-    return layers.Conv2D(
+    x = layers.Conv2D(
         filters,
         kernel_size,
         strides=stride,
@@ -77,6 +79,9 @@ def conv(
         data_format="channels_last",
         name=name,
     )(x)
+    if subsample == 1:
+        return x
+    return layers.AveragePooling2D(1, strides=subsample, data_format="channels_last", name=f"{name}_stride")(x)
 
 
 def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
@@ -147,14 +152,14 @@ def _unit(
     last = len(convolutions)
     preactivated = None
     if version == 2:
-        preactivated = relu(norm_layer(f"{name}_bn1", "ones")(x), f"{name}_relu1")
+        preactivated = x if preactivation == "none" else relu(norm_layer(f"{name}_bn1", "ones")(x), f"{name}_relu1")
     around = _shortcut(
         x,
         preactivated,
         filters,
         stride=stride,
         kind=shortcut,
-        shared=preactivation == "both",
+        shared=version == 2 and preactivation == "both",
         norm_layer=norm_layer,
         use_bias=use_bias,
         name=name,
@@ -218,7 +223,8 @@ def residual_block(
             "projection" (B: 1x1 convolution where the shape changes), "projection_all"
             (C: 1x1 convolution always) or "none" (the papers' plain network).
         preactivation: "both" puts BN-ReLU before the split, as in the first pre-activation
-            unit of a network; version 1 has none and ignores it.
+            unit of a network; "none" leaves it out where the stem has already done it (fb.resnet.torch);
+            version 1 has none and ignores it.
         dilation: dilation of the two convolutions.
         zero_init: start the last gamma of a version 1 unit at zero, so that the unit starts as its shortcut.
         norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalisation.

@@ -15,6 +15,7 @@ from resnet_tf.models.blocks import (
     residual_block,
 )
 from resnet_tf.models.ends import POOLINGS, head, model_input
+from resnet_tf.models.registry import open_weights
 from resnet_tf.recursion import room_for_depth
 
 STAGE_FILTERS = (16, 32, 64)
@@ -48,6 +49,7 @@ def cifar_resnet(
     width: int = 1,
     use_bias: bool = False,
     include_top: bool = True,
+    weights: str | None = None,
     pooling: str | None = None,
     classifier_activation: str | None = None,
     mean: Sequence[float] | None = None,
@@ -61,15 +63,19 @@ def cifar_resnet(
         version: 1 for the original, 2 for the pre-activation network.
         block: "basic" or "bottleneck".
         shortcut: "identity" (option A), "projection" (B), "projection_all" (C), "none" (plain network);
-            None takes the papers' choice: identity for basic, projection for bottleneck networks.
+            None takes that of the weights, or else the papers' choice: identity for basic,
+            projection for bottleneck networks.
         classes: outputs of the classifier.
         input_shape: (height, width, channels), sides of at least 8 or None.
         width: multiplies the channels of all stages but the stem (wide ResNets, arXiv:1605.07146).
         use_bias: give the convolutions a bias.
         include_top: end with global average pooling and the classifier.
+        weights: None; a PyTorch checkpoint of akamaster's or chenyaofo's naming (.pt, .pth, .th,
+            .safetensors); or a .keras or .weights.h5 file.
         pooling: without top: None (feature map), "avg" or "max" (features).
         classifier_activation: None for logits, "softmax" for probabilities.
         mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
+            None takes what the weights were trained with, or no normalisation without weights.
         std: per-channel standard deviation in 0-255 units; goes with `mean`.
         name: name of the model; None composes one.
 
@@ -78,10 +84,16 @@ def cifar_resnet(
 
     Raises:
         ValueError: an argument is not one of those allowed; the message names them.
+        UserError: the weights cannot be read or do not fit the network.
     """
     check_choice("version", version, (1, 2))
     check_choice("pooling", pooling, POOLINGS)
     blocks = blocks_per_stage(depth, block)
+    opened = None if weights is None else open_weights(weights, None)
+    if opened is not None:
+        shortcut = shortcut or opened.shortcut
+        if mean is None and std is None:
+            mean, std = opened.mean, opened.std
     if shortcut is None:
         shortcut = "identity" if block == "basic" else "projection"
     check_choice("shortcut", shortcut, SHORTCUTS)
@@ -103,7 +115,10 @@ def cifar_resnet(
             classes=classes,
             classifier_activation=classifier_activation,
         )
-        return keras.Model(inputs, outputs, name=name or f"resnet{depth}_v{version}")
+        model = keras.Model(inputs, outputs, name=name or f"resnet{depth}_v{version}")
+    if opened is not None:
+        opened.fill(model)
+    return model
 
 
 def _stage(

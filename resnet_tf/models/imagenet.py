@@ -1,0 +1,207 @@
+"""The ImageNet networks of He et al. 2015 (table 1), their pre-activation form, ResNeXt and wide ResNets."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from resnet_tf.models.blocks import (
+    STRIDES_ON,
+    NormLayer,
+    batch_norm,
+    bottleneck_block,
+    check_choice,
+    conv,
+    relu,
+    residual_block,
+)
+from resnet_tf.models.ends import POOLINGS, head, model_input
+from resnet_tf.models.registry import open_weights, published_network
+from resnet_tf.recursion import room_for_depth
+
+STEM_FILTERS = 64
+STAGE_FILTERS = (64, 128, 256, 512)
+BASIC, BOTTLENECK = "basic", "bottleneck"
+
+# Units in conv2_x to conv5_x: 1512.03385, table 1; 200 is from fb.resnet.torch.
+DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+    18: (BASIC, (2, 2, 2, 2)),
+    34: (BASIC, (3, 4, 6, 3)),
+    50: (BOTTLENECK, (3, 4, 6, 3)),
+    101: (BOTTLENECK, (3, 4, 23, 3)),
+    152: (BOTTLENECK, (3, 8, 36, 3)),
+    200: (BOTTLENECK, (3, 24, 36, 3)),
+}
+V2_ONLY = (200,)
+
+
+def imagenet_resnet(
+    depth: int,
+    *,
+    version: int = 1,
+    classes: int = 1000,
+    input_shape: Sequence[int | None] = (224, 224, 3),
+    include_top: bool = True,
+    weights: str | None = None,
+    pooling: str | None = None,
+    classifier_activation: str | None = None,
+    groups: int = 1,
+    width_per_group: int = 64,
+    replace_stride_with_dilation: Sequence[bool] = (False, False, False),
+    zero_init_residual: bool = False,
+    norm_layer: NormLayer | None = None,
+    stride_on: str = "3x3",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """ResNet for large images (1512.03385 section 4.1, 1603.05027, ResNeXt 1611.05431, wide 1605.07146).
+
+    Args:
+        depth: 18 and 34 (basic blocks), 50, 101 and 152 (bottlenecks); 200 in version 2.
+        version: 1 for the original, 2 for the pre-activation network as in fb.resnet.torch.
+        classes: outputs of the classifier.
+        input_shape: (height, width, channels), sides of at least 32 or None.
+        include_top: end with global average pooling and the classifier.
+        weights: None; a PyTorch checkpoint of torchvision's or timm's naming (.pth, .pt, .safetensors);
+            a .keras or .weights.h5 file; or "imagenet" for torchvision's published file.
+        pooling: without top: None (feature map), "avg" or "max" (features).
+        classifier_activation: None for logits, "softmax" for probabilities.
+        groups: groups of the 3x3 convolutions of bottlenecks (ResNeXt).
+        width_per_group: channels of a group in stage 2, doubling with every stage.
+        replace_stride_with_dilation: for stages 3, 4 and 5, whether to keep the resolution and
+            spread the kernels instead; the features are those of the strided network, and those between them.
+        zero_init_residual: start every unit of version 1 as its shortcut (1706.02677).
+        norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalisation.
+        stride_on: "3x3" (fb.resnet.torch, torchvision) or "1x1" (the paper's own code).
+        mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
+            None takes what the weights were trained with, or no normalisation without weights.
+        std: per-channel standard deviation in 0-255 units; goes with `mean`.
+        name: name of the model; None composes one.
+
+    Returns:
+        A plain functional `keras.Model` of stock layers, with stages 2 to 5 (conv2_x to conv5_x).
+
+    Raises:
+        ValueError: an argument is not one of those allowed; the message names them.
+        UserError: the weights cannot be read or do not fit the network.
+    """
+    check_choice("version", version, (1, 2))
+    check_choice("depth", depth, tuple(d for d in DEPTHS if version == 2 or d not in V2_ONLY))
+    check_choice("pooling", pooling, POOLINGS)
+    check_choice("stride_on", stride_on, STRIDES_ON)
+    block, units = DEPTHS[depth]
+    _check_widths(block, groups, width_per_group, classes)
+    dilate = _checked_dilations(replace_stride_with_dilation)
+    norm = norm_layer or batch_norm
+    network = published_network(depth, version, groups, width_per_group, stride_on)
+    opened = None if weights is None else open_weights(weights, network)
+    if opened is not None and mean is None and std is None:
+        mean, std = opened.mean, opened.std
+    with room_for_depth(depth):
+        inputs, x = model_input(input_shape, 32, mean, std)
+        x = _stem(x, norm)
+        if block == BASIC:
+            unit = _basic_units(version, zero_init_residual, norm)
+        else:
+            unit = _bottleneck_units(version, zero_init_residual, norm, groups, width_per_group, stride_on)
+        x = _stages(x, units, dilate, unit)
+        if version == 2:
+            x = relu(norm("head_bn", "ones")(x), "head_relu")
+        outputs = head(
+            x,
+            include_top=include_top,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+        )
+        model = keras.Model(inputs, outputs, name=name or f"imagenet_resnet{depth}_v{version}")
+    if opened is not None:
+        opened.fill(model)
+    return model
+
+
+def _check_widths(block: str, groups: int, width_per_group: int, classes: int) -> None:
+    if groups < 1 or width_per_group < 1 or classes < 1:
+        raise ValueError(
+            f"groups, width_per_group and classes must be at least 1, not {groups}, {width_per_group} and {classes}"
+        )
+    if block == BASIC and (groups != 1 or width_per_group != 64):
+        raise ValueError(
+            f"groups={groups} and width_per_group={width_per_group} go with bottlenecks (depth 50 and more) only; "
+            "basic blocks have groups=1 and width_per_group=64"
+        )
+
+
+def _checked_dilations(replace_stride_with_dilation: Sequence[bool]) -> tuple[bool, ...]:
+    dilate = tuple(bool(stage) for stage in replace_stride_with_dilation)
+    if len(dilate) != 3:
+        raise ValueError(
+            f"replace_stride_with_dilation={replace_stride_with_dilation!r} needs three truth values, "
+            "for stages 3, 4 and 5"
+        )
+    return dilate
+
+
+def _stem(x: Any, norm: NormLayer) -> Any:
+    """7x7 convolution and 3x3 pooling, each halving the picture (conv1 of table 1)."""
+    x = conv(x, STEM_FILTERS, 7, stride=2, name="stem_conv")
+    x = relu(norm("stem_bn", "ones")(x), "stem_relu")
+    # A max-pool pads with minus infinity. Nothing after a ReLU is below zero, so that zeros are the same to it.
+    x = layers.ZeroPadding2D(1, data_format="channels_last", name="stem_pool_pad")(x)
+    return layers.MaxPooling2D(3, strides=2, data_format="channels_last", name="stem_pool")(x)
+
+
+Unit = Callable[..., Any]
+
+
+def _stages(x: Any, units: Sequence[int], dilate: Sequence[bool], unit: Unit) -> Any:
+    """Stages 2 to 5; a dilated stage keeps the resolution and doubles the spacing of the taps behind its stride."""
+    dilation = 1
+    for stage, (filters, count) in enumerate(zip(STAGE_FILTERS, units, strict=True), start=2):
+        before, stride = dilation, 2 if stage > 2 else 1
+        if stage > 2 and dilate[stage - 3]:
+            stride, dilation = 1, 2 * dilation
+        for index in range(1, count + 1):
+            x = unit(
+                x,
+                filters,
+                stride=stride if index == 1 else 1,
+                dilation=(before if index == 1 else dilation, dilation),
+                preactivation="none" if (stage, index) == (2, 1) else "branch",
+                name=f"stage{stage}_block{index}",
+            )
+    return x
+
+
+def _basic_units(version: int, zero_init: bool, norm: NormLayer) -> Unit:
+    """A function that adds a basic unit; `dilation` holds the spacing before and behind the unit's stride."""
+
+    def unit(x: Any, filters: int, **options: Any) -> Any:
+        return residual_block(x, filters, version=version, zero_init=zero_init, norm_layer=norm, **options)
+
+    return unit
+
+
+def _bottleneck_units(
+    version: int, zero_init: bool, norm: NormLayer, groups: int, width_per_group: int, stride_on: str
+) -> Unit:
+    """A function that adds a bottleneck; `dilation` holds the spacing before and behind the unit's stride."""
+
+    def unit(x: Any, filters: int, *, dilation: tuple[int, int], **options: Any) -> Any:
+        before, behind = dilation
+        return bottleneck_block(
+            x,
+            filters,
+            version=version,
+            stride_on=stride_on,
+            inner_filters=filters * width_per_group // 64 * groups,
+            groups=groups,
+            dilation=before if stride_on == "3x3" else behind,
+            zero_init=zero_init,
+            norm_layer=norm,
+            **options,
+        )
+
+    return unit

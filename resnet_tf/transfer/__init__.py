@@ -1,0 +1,1 @@
+"""Weights from elsewhere: PyTorch checkpoints read without PyTorch, published files, Keras files."""

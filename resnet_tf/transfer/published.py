@@ -1,0 +1,100 @@
+"""torchvision's published ImageNet weights: which file belongs to which network, fetched once and checked."""
+
+import hashlib
+import os
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from resnet_tf.errors import UserError
+from resnet_tf.files import replacing
+
+ADDRESS = "https://download.pytorch.org/models/"
+
+# torchvision/models/resnet.py, IMAGENET1K_V1: trained by the plain recipe of 90 epochs, all but the last.
+# The digits behind the dash are the beginning of the file's SHA-256.
+FILES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+    "resnext50_32x4d": "resnext50_32x4d-7cdf4587.pth",
+    "resnext101_32x8d": "resnext101_32x8d-8ba56ff5.pth",
+    "resnext101_64x4d": "resnext101_64x4d-173b62eb.pth",
+    "wide_resnet50_2": "wide_resnet50_2-95faca4d.pth",
+    "wide_resnet101_2": "wide_resnet101_2-32ee1156.pth",
+}
+
+_CHUNK = 2**20
+_TIMEOUT = 30  # seconds without a byte
+
+
+def published_file(network: str | None) -> Path:
+    """torchvision's published file for a network, from the cache or, the first time, from the net.
+
+    The cache is the folder resnet_tf in Keras' own ($KERAS_HOME or ~/.keras).
+
+    Args:
+        network: a name in `FILES`; None for a network that nobody has published weights for.
+
+    Raises:
+        UserError: there is none for this network, it cannot be fetched, or its checksum is wrong.
+    """
+    if network not in FILES:
+        raise UserError(
+            f"weights='imagenet' exists for {', '.join(FILES)} in their usual form (stride_on='3x3') only; "
+            "give a file, or build without weights"
+        )
+    name = FILES[network]
+    path = cache_folder() / name
+    if not path.exists():
+        _fetch(name, path)
+    elif not _sha256(path).startswith(_prefix(name)):
+        raise UserError(f"{path} does not have the checksum in its name; remove it, and fetch {ADDRESS}{name} again")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where published files are kept."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "resnet_tf"
+
+
+def _prefix(name: str) -> str:
+    return Path(name).stem.rpartition("-")[2]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(name: str, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(ADDRESS + name, timeout=_TIMEOUT) as answer, replacing(path) as temporary:
+            size = int(answer.headers.get("Content-Length") or 0)
+            digest = hashlib.sha256()
+            with open(temporary, "wb") as file:
+                for chunk in _chunks(answer, name, size):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if not digest.hexdigest().startswith(_prefix(name)):
+                raise UserError(f"what {ADDRESS}{name} sent does not have the checksum in its name; try again")
+    except OSError as error:
+        raise UserError(
+            f"{name} is not in {path.parent}, and could not be fetched ({getattr(error, 'reason', None) or error}); "
+            f"fetch {ADDRESS}{name} where there is a network, and put it at {path}"
+        ) from error
+
+
+def _chunks(answer: BinaryIO, name: str, size: int) -> Iterator[bytes]:
+    bar = tqdm(total=size or None, desc=name, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+    with bar:
+        while chunk := answer.read(_CHUNK):
+            bar.update(len(chunk))
+            yield chunk
