@@ -7,23 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.networks import build, data, torch_inputs
 from benchmarks.rounds import serve, timed
-
-SIDES = {"resnet50": 224}
-BATCHES = {"resnet50": 16}
-
-
-def data(model: str) -> tuple[np.ndarray, np.ndarray]:
-    batch, side = BATCHES.get(model, 128), SIDES.get(model, 32)
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (batch, side, side, 3), np.uint8), np.arange(batch, dtype=np.int32) % 10
-
-
-def build(model: str):
-    from resnet_tf import build_model
-
-    shortcut = {} if model == "resnet50" else {"shortcut": "projection"} if model.endswith("_v2") else {}
-    return build_model(model, classes=10, mean=(125, 123, 114), std=(63, 62, 67), **shortcut)
 
 
 def compiled_step(model: str, policy: str):
@@ -67,7 +52,8 @@ def whole_loop(model: str, policy: str) -> None:
     from resnet_tf.data.pipeline import ArraySource, Batches
     from resnet_tf.data.shapes import load_shapes
     from resnet_tf.recipes import RECIPES
-    from resnet_tf.training.loop import Intervals, Training
+    from resnet_tf.training.contracts import Intervals
+    from resnet_tf.training.loop import Training
     from resnet_tf.training.run_folder import RunFolder
     from resnet_tf.training.schedule import Schedule
 
@@ -155,15 +141,9 @@ def tutorial(model: str) -> None:
 def torch(model: str, how: str) -> None:
     import torch as t
 
-    from benchmarks.torch_twins import twin
-
-    images, labels = data(model)
-    network = twin(model).train()
+    network, x, y = torch_inputs(model, how)
+    network.train()
     optimizer = t.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    x = t.from_numpy((images.astype(np.float32) - 120) / 64).permute(0, 3, 1, 2).contiguous()
-    y = t.from_numpy(labels).long()
-    if how != "float32":
-        network, x = network.to(memory_format=t.channels_last), x.to(memory_format=t.channels_last)
     forward = t.compile(network) if "compiled" in how else network
 
     def work():
@@ -173,7 +153,7 @@ def torch(model: str, how: str) -> None:
         loss.backward()
         optimizer.step()
 
-    serve(timed(work), len(images))
+    serve(timed(work), len(x))
 
 
 def matmul(kind: str) -> None:

@@ -28,6 +28,54 @@ def per_class_accuracy(confusion: ArrayLike) -> NDArray[np.float64]:
     return np.where(images > 0, counts.diagonal() / np.maximum(images, 1), np.nan)
 
 
+def precision_recall_f1(confusion: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return precision, recall and F1 of each class, float64 (C,) each, from counts per (true, predicted) class.
+
+    A ratio of nothing to nothing is NaN: precision where a class was never predicted, recall where it has no images,
+    F1 where neither happened.
+    """
+    counts = np.asarray(confusion, np.float64)
+    right, predicted, true = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    return _ratio(right, predicted), _ratio(right, true), _ratio(2 * right, predicted + true)
+
+
+def calibration_bins(
+    confidences: ArrayLike, right: ArrayLike, bins: int = 15
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Sort predictions by confidence into bins of equal width (arXiv:1706.04599, section 2).
+
+    Args:
+        confidences: probability of the predicted class, in [0, 1], (N,).
+        right: whether the prediction was right, (N,).
+        bins: number of bins; bin m holds confidences in (m / bins, (m + 1) / bins], the first one 0 as well.
+
+    Returns:
+        Images, sum of confidences and number right per bin: int64, float64 and float64 (bins,).
+    """
+    sure, hit = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
+    if sure.shape != hit.shape or sure.ndim != 1:
+        raise ValueError(f"confidences {sure.shape} and right {hit.shape} must both be (N,)")
+    if sure.size and not (sure.min() >= 0 and sure.max() <= 1 + 1e-9):
+        raise ValueError(f"confidences run from {sure.min()} to {sure.max()}; they are probabilities")
+    index = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    return (
+        np.bincount(index, minlength=bins).astype(np.int64),
+        np.bincount(index, sure, minlength=bins).astype(np.float64),
+        np.bincount(index, hit, minlength=bins).astype(np.float64),
+    )
+
+
+def expected_calibration_error(confidences: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
+    """Return the mean over the images of |accuracy − mean confidence| of their bin, a fraction; NaN for no images."""
+    counts, sure, hit = calibration_bins(confidences, right, bins)
+    images = counts.sum()
+    return float(np.abs(hit - sure).sum() / images) if images else float("nan")
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
+
+
 def top_k_correct(scores: ArrayLike, labels: ArrayLike, k: int) -> int:
     """Count the images whose true class is among the k highest scores.
 

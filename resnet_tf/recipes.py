@@ -185,6 +185,8 @@ def _check(recipe: Recipe) -> None:
             raise UserError(f"--{_flag(field)} {value} is out of range; allowed: {low} to {high:g}")
     if any(not 0 < drop < 1 for drop in recipe.drops) or list(recipe.drops) != sorted(set(recipe.drops)):
         raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
+    if recipe.warmup == "iterations" and not recipe.warmup_iterations:
+        raise UserError("--warmup iterations needs its length; add --warmup-iterations N (he2016 has 400)")
     if recipe.schedule == "plateau" and recipe.monitor == "validation-accuracy" and recipe.validation_size == 0:
         raise UserError(
             "a plateau schedule on the validation accuracy needs validation images; "

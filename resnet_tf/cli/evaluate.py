@@ -1,14 +1,18 @@
 """`resnet-tf evaluate`: the score of a saved model on a test set."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS, load_dataset
 from resnet_tf.errors import UserError
+from resnet_tf.evaluation.predictions import CHOICES
 from resnet_tf.files import write_json
+from resnet_tf.metrics import log_softmax
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +33,8 @@ def make_parser() -> Parser:
     parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
     parser.add_argument("--batch-size", type=int, default=500, help="images at once (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--report", metavar="DIR", help="write pictures, tables and report.html to this folder")
+    parser.add_argument("--examples", choices=CHOICES, default="wrong", help="images it shows (default: %(default)s)")
     return parser
 
 
@@ -54,13 +60,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--batch-size {arguments.batch_size} is out of range; give 1 or more")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: the folder does not exist; make it or give another file")
+    if arguments.json and Path(arguments.json).is_dir():
+        raise UserError(f"--json {arguments.json} is a folder; give a file")
     load_tensorflow()
     data = load_dataset(dataset, arguments.data_dir)
-    result = {**score_file(path, data, arguments.batch_size, say=print).as_dict(), "data_source": data.source}
+    probabilities: list[np.ndarray] = []
+    result = score_file(path, data, arguments.batch_size, say=print, keep=probabilities.append).as_dict()
+    result["data_source"] = data.source
     print(f"{path} on the test set of {dataset} ({data.source})")
     print(describe(result, data.class_names))
     if arguments.json:
         write_json(Path(arguments.json), result)
+    if arguments.report:
+        write_report_of(path, data, np.concatenate(probabilities), result, Path(arguments.report), arguments.examples)
     return result
 
 
@@ -119,8 +131,31 @@ def load_model(path: Path) -> "keras.Model":
         ) from error
 
 
-def score_file(path: Path, data: "Dataset", batch_size: int = 500, say: Any = None) -> "Score":
+def check_input(model: "keras.Model", path: Path, data: "Dataset") -> None:
+    """Find out whether a model takes the images of a data set.
+
+    Raises:
+        UserError: it does not.
+    """
+    shape, size = model.input_shape, data.test.images.shape[1:]
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or any(side not in (None, given) for side, given in zip(shape[1:], size, strict=True))
+    ):
+        raise UserError(f"{path} takes images of the shape {shape}, {data.name} has {size}")
+
+
+def score_file(
+    path: Path,
+    data: "Dataset",
+    batch_size: int = 500,
+    say: Callable[[str], None] | None = None,
+    keep: Callable[[np.ndarray], None] | None = None,
+) -> "Score":
     """Score a saved model in float32 on the test part.
+
+    `say` is told how the output is taken, `keep` gets the probabilities (B, classes) batch by batch.
 
     Raises:
         UserError: the file is damaged, or its input or output does not fit the data.
@@ -129,18 +164,53 @@ def score_file(path: Path, data: "Dataset", batch_size: int = 500, say: Any = No
     from resnet_tf.fused import fused_view
 
     model = load_model(path)
-    shape, images = model.input_shape, data.test.images
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) != 4
-        or any(side not in (None, size) for side, size in zip(shape[1:], images.shape[1:], strict=True))
-    ):
-        raise UserError(f"{path} takes images of the shape {shape}, {data.name} has {images.shape[1:]}")
+    check_input(model, path, data)
+    images = data.test.images
     kind = head_kind(model)
     if say is not None:
         say(f"the model's output is taken as {kind}")
-    forward = compiled_forward(fused_view(model))
+    compiled = compiled_forward(fused_view(model))
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        outputs = np.asarray(compiled(batch))
+        if keep is not None:
+            keep(np.exp(log_softmax(outputs)) if kind == "logits" else outputs)
+        return outputs
+
     return score(forward, images, data.test.labels, kind=kind, classes=len(data.class_names), batch_size=batch_size)
+
+
+def write_report_of(
+    path: Path, data: "Dataset", probabilities: np.ndarray, result: dict[str, Any], folder: Path, examples: str
+) -> None:
+    """Write the report of a scored model, with the curves of its run where those lie beside it.
+
+    Raises:
+        UserError: the folder cannot be written, or the model's outputs are not finite.
+    """
+    from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
+    from resnet_tf.evaluation.predictions import from_probabilities
+    from resnet_tf.evaluation.report import write_report
+
+    curves = path.parent / "curves.png"
+    try:
+        predictions = from_probabilities(probabilities, data.test.labels, data.class_names)
+        write_report(
+            folder,
+            predictions,
+            data.test.images,
+            result,
+            title=f"{path} on the test set of {data.name}",
+            examples=examples,
+            more_pictures=[("Course of the training", curves)] if curves.exists() else [],
+        )
+    except ValueError as error:
+        raise UserError(f"{path} cannot be reported on: {error}; train it with a lower learning rate") from error
+    except OSError as error:
+        raise UserError(f"--report {folder} cannot be written ({error.strerror}); give another folder") from error
+    if not can_draw():
+        print(WITHOUT_PLOTS)
+    print(f"report in {folder / 'report.html'}")
 
 
 def describe(result: dict[str, Any], class_names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """A training from its request to its report: where network, data, recipe and loop meet."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,27 @@ from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.evaluate import score_file
 from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.train_options import Request, describe_recipe
+from resnet_tf.cli.watchers import CurveDrawer, Watcher, Watchers
 from resnet_tf.data.augment import PadCropFlip, mean_fill
 from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
 from resnet_tf.data.pipeline import ArraySource, Batches
 from resnet_tf.errors import UserError
+from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
 from resnet_tf.evaluation.score import compiled_forward, score
+from resnet_tf.extras import need
 from resnet_tf.files import write_json, write_with
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
 from resnet_tf.opencv import cv2
 from resnet_tf.recipes import Recipe
 from resnet_tf.recursion import room_for_depth
-from resnet_tf.training.devices import choose_device, choose_precision, set_threads
-from resnet_tf.training.loop import Intervals, Training
+from resnet_tf.training.contracts import Intervals
+from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
+from resnet_tf.training.loop import Training
 from resnet_tf.training.optim import make_optimizer
 from resnet_tf.training.run_folder import REPORT, RunFolder
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.steps import make_train_step
+from resnet_tf.training.steps import make_train_step, make_train_steps
 
 
 def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
@@ -64,9 +68,11 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
             "give that --data-dir, another --run-dir, or --overwrite to start anew"
         )
     with tf.device(device.name):
-        job = Job(request, data, policy)
+        job = Job(request, data, policy, device)
         folder.claim()
         try:
+            if not known and not request.overwrite and folder.settings() is not None:
+                raise UserError(f"run folder {folder.path} was started by another process just now; run this again")
             if request.overwrite:
                 folder.empty()
             if not known:
@@ -80,22 +86,26 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
 class Job:
     """A run whose data, network and compiled step are ready."""
 
-    def __init__(self, request: Request, data: Dataset, policy: str) -> None:
+    def __init__(self, request: Request, data: Dataset, policy: str, device: Device) -> None:
         """Split the data, build the network, its view, the optimizer and the step.
 
         Raises:
-            UserError: the builder refuses an option, or there are too few images for a batch.
+            UserError: the builder refuses an option, there are too few images for a batch, or an optional package
+                is missing.
         """
         recipe = request.recipe
-        self.request, self.data = request, data
-        train, self.validation = stratified_split(data.train.labels, recipe.validation_size, request.seed)
-        self.mean, self.std = channel_statistics(data.train.images[train])
+        if request.tensorboard_every is not None:
+            need("tensorboard", "tensorboard")
+            need("matplotlib", "tensorboard")
+        self.request, self.data, self.device = request, data, device
+        self.train_part, self.validation = stratified_split(data.train.labels, recipe.validation_size, request.seed)
+        self.mean, self.std = channel_statistics(data.train.images[self.train_part])
         self.batches = Batches(
             ArraySource(data.train.images, data.train.labels),
             _augmentation(recipe, self.mean),
             batch_size=recipe.batch_size,
             seed=request.seed,
-            indices=train,
+            indices=self.train_part,
         )
         self.model = self._build()
         self.optimizer = make_optimizer(recipe, policy)
@@ -103,7 +113,7 @@ class Job:
         self.step = make_train_step(
             self.model, fused_view(self.model, policy), self.optimizer, recipe, request.jit_compile
         )
-        self.schedule = Schedule(recipe, recipe.length(len(train)))
+        self.schedule = Schedule(recipe, recipe.length(len(self.train_part)))
 
     def _build(self) -> keras.Model:
         keras.utils.set_random_seed(self.request.seed)
@@ -114,13 +124,20 @@ class Job:
                 input_shape=self.data.train.images.shape[1:],
                 mean=self.mean,
                 std=self.std,
-                **{key: value for key, value in self.request.builder.items() if value is not None},
+                **_asked(self.request.builder),
             )
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def train(self, folder: RunFolder, device: str) -> None:
-        """Train from the newest checkpoint, or from the start, to the last update."""
+    def train(self, folder: RunFolder, device: str, on_evaluation: Watcher | None = None) -> None:
+        """Train from the newest checkpoint, or from the start, to the last update.
+
+        Args:
+            folder: claimed run folder.
+            device: a line on what it runs on.
+            on_evaluation: called with all rows of the metrics after each evaluation, in place of curves and event
+                files; what it raises ends the training.
+        """
         request, recipe = self.request, self.request.recipe
         progress = Progress(folder, self.schedule.iterations, self.batches.steps_per_epoch, recipe.batch_size)
         self.training = Training(
@@ -129,14 +146,20 @@ class Job:
             step=self.step,
             schedule=self.schedule,
             batches=self.batches,
-            validate=self._validation() if len(self.validation) else None,
+            validate=self._evaluation(self.validation) if len(self.validation) else None,
             save_best=lambda best: self._save(folder.path / "best.keras", best),
             folder=folder,
             intervals=Intervals(request.evaluate_every, request.checkpoint_iterations, request.checkpoint_seconds),
             reporter=progress,
             rollbacks=request.rollbacks,
+            steps=make_train_steps(self.step, self.model),
+            steps_per_call=request.steps_per_call or _steps_per_call(self.device, self.data),
+            evaluate_train=self._evaluation(self.train_part) if request.eval_train else None,
+            on_evaluation=on_evaluation or Watchers(self._watchers(folder, progress.say), progress.say),
         )
-        progress.say(f"{request.model} on {request.dataset} ({self.data.source}), {describe_recipe(recipe)}")
+        progress.say(
+            f"{request.model} on {request.dataset} ({self.data.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
+        )
         progress.say(device)
         if self.training.resume():
             progress.say(f"resuming at iteration {self.training.step} of {self.training.iterations}")
@@ -145,16 +168,41 @@ class Job:
         finally:
             progress.close()
 
-    def _validation(self) -> Any:
-        """A function that returns loss and accuracy on the validation part, in float32."""
-        images, labels = self.data.train.images[self.validation], self.data.train.labels[self.validation]
+    def _watchers(self, folder: RunFolder, say: Callable[[str], None]) -> dict[str, Watcher]:
+        """What looks on at evaluations, by what it makes."""
+        watchers: dict[str, Watcher] = {}
+        if can_draw():
+            watchers["curves.png"] = CurveDrawer(folder.path, self.schedule.iterations)
+        else:
+            say(WITHOUT_PLOTS)
+        if self.request.tensorboard_every is not None:
+            watchers["the TensorBoard files"] = self._tensorboard(folder.path, self.request.tensorboard_every)
+        return watchers
+
+    def _tensorboard(self, folder: Path, every: int) -> Watcher:
+        from resnet_tf.cli.pictures import evaluation_pictures
+        from resnet_tf.training.tensorboard import TensorBoardLog
+
+        train, batch = self.data.train, self.train_part[: self.request.recipe.batch_size]
+        looked_at = (self.validation if len(self.validation) else self.train_part)[:1000]
+        return TensorBoardLog(
+            folder / "tensorboard",
+            self.model,
+            (train.images[batch], train.labels[batch]),
+            evaluation_pictures(self.model, train.images[looked_at], train.labels[looked_at], self.data.class_names),
+            every,
+        )
+
+    def _evaluation(self, part: np.ndarray) -> Any:
+        """A function that returns loss and accuracy on a part of the training images, in float32."""
+        images, labels = self.data.train.images[part], self.data.train.labels[part]
         forward = compiled_forward(fused_view(self.model))
 
-        def validate() -> tuple[float, float]:
+        def evaluate() -> tuple[float, float]:
             result = score(forward, images, labels, kind="logits", classes=len(self.data.class_names))
             return result.loss, result.top1
 
-        return validate
+        return evaluate
 
     def _save(self, path: Path, metrics: dict[str, Any]) -> None:
         """Write the model and, beside it, what a plain Keras file has no room for."""
@@ -209,6 +257,18 @@ class Job:
                 "make room and run the same command again"
             ) from error
         return report
+
+
+def _asked(builder: dict[str, Any]) -> dict[str, Any]:
+    """The builder's options without those that ask for nothing: not every network has each of them."""
+    nothing = {"shortcut": None, "width": 1, "use_bias": False}
+    return {key: value for key, value in builder.items() if value != nothing[key]}
+
+
+def _steps_per_call(device: Device, data: Dataset) -> int:
+    """A GPU is through with a step on small images before Python can ask for the next; a CPU never is."""
+    small = max(data.train.images.shape[1:3]) <= 64
+    return 10 if device.is_gpu and small else 1
 
 
 def _augmentation(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:

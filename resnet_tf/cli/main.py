@@ -10,6 +10,12 @@ from resnet_tf.cli.command import Parser, exit_code_of
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
     "evaluate": "score a saved model or a run on a test set",
+    "predict": "classify image files",
+    "import-weights": "make a Keras model from a PyTorch checkpoint",
+    "compare": "several runs in one table and one figure",
+    "tune": "search for good settings by validation accuracy",
+    "summary": "parameters and multiply-adds of a network, by stage",
+    "export": "write a model in another format and compare it",
 }
 
 
@@ -29,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, about in COMMANDS.items():
         commands.add_parser(name, help=about, add_help=False)
     chosen = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(f"resnet_tf.cli.{chosen}")
+    module = importlib.import_module(f"resnet_tf.cli.{chosen.replace('-', '_')}")
     return exit_code_of(module.main, arguments[1:])
 
 

@@ -1,5 +1,6 @@
 """`resnet-tf train`: from flags to a finished run folder."""
 
+import argparse
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.cli.compare import compare_table
 from resnet_tf.cli.train_options import Request, describe_recipes, make_parser, parse_request
 from resnet_tf.errors import UserError
 from resnet_tf.training.run_folder import RunFolder, difference
@@ -20,7 +22,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         argv: flags, see `--help`.
 
     Returns:
-        The run's report, or the exit code 128 + signal when a signal stopped it.
+        The run's report, with --seeds the reports by seed under "seeds", or the exit code 128 + signal when a
+        signal stopped it.
 
     Raises:
         UserError: a flag, a file or the run folder is not as it must be.
@@ -31,7 +34,32 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
 
         print(describe_recipes() if arguments.list_recipes else "\n".join(list_models()))
         return 0
-    request = parse_request(arguments)
+    if arguments.seeds is not None:
+        return _train_seeds(arguments, argv)
+    return _train(parse_request(arguments), argv)
+
+
+def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any] | int:
+    """Train with one seed after the other; finished ones are not trained again."""
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
+    requests = []
+    for seed in arguments.seeds:
+        folder = None if arguments.run_dir is None else f"{arguments.run_dir}-seed{seed}"
+        requests.append(parse_request(argparse.Namespace(**{**vars(arguments), "seed": seed, "run_dir": folder})))
+    reports = {}
+    for request in requests:
+        print(f"seed {request.seed}: {request.run_dir}")
+        report = _train(request, argv)
+        if isinstance(report, int):
+            return report
+        reports[request.seed] = report
+    print(compare_table([Path(request.run_dir) for request in requests]))
+    return {"seeds": reports}
+
+
+def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
+    """Train what a request asks for; the report, or an exit code."""
     folder = RunFolder(Path(request.run_dir))
     if request.overwrite:
         folder.check_ours()
@@ -42,7 +70,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         return report
     load_tensorflow()
     from resnet_tf.cli.job import run_job
-    from resnet_tf.training.loop import Stopped
+    from resnet_tf.training.contracts import Stopped
 
     try:
         report = run_job(request, folder)

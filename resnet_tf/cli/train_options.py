@@ -16,6 +16,9 @@ SHORTCUTS = ("identity", "projection", "projection_all", "none")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
+_SEEDS = 2**32  # what NumPy and Keras take as a seed; more than any other number here needs
+_LEAST = {"seed": 0, "width": 1, "threads": 0, "eval_every": 1, "tensorboard_every": 1, "steps_per_call": 1}
+
 _RECIPE_HELP = {
     "batch_size": "images a step",
     "iterations": "updates in all; drops and warm-up keep their proportions",
@@ -37,6 +40,10 @@ def _fraction_or_count(text: str) -> float:
     return int(text) if text.isdigit() else float(text)
 
 
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def make_parser() -> Parser:
     """The parser of `resnet-tf train`."""
     parser = Parser(
@@ -50,6 +57,7 @@ def make_parser() -> Parser:
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
     parser.add_argument("--list-models", action="store_true", help="print the networks and exit")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
+    parser.add_argument("--seeds", type=_ints, metavar="K,K,…", help="several runs in turn, one folder each")
     _add_builder_flags(parser)
     _add_run_flags(parser)
     _add_recipe_flags(parser)
@@ -70,12 +78,22 @@ def _add_run_flags(parser: Parser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N (default: auto)")
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: fastest native one")
     group.add_argument("--threads", type=int, default=0, help="threads an operation may use (default: one per core)")
+    group.add_argument("--steps-per-call", type=int, help="updates in one compiled call (default: 1, on GPUs 10)")
     group.add_argument("--jit-compile", action="store_true", help="compile the step with XLA (slower on CPUs)")
     group.add_argument("--deterministic", action="store_true", help="deterministic kernels only")
     group.add_argument("--eval-every", type=int, help="iterations between evaluations (default: an epoch)")
     group.add_argument(
         "--checkpoint-every",
         help="iterations (500) or minutes (5m) between checkpoints (default: each evaluation and every 5 minutes)",
+    )
+    group.add_argument("--eval-train", action="store_true", help="evaluate on the training images as well")
+    group.add_argument("--tensorboard", action="store_true", help="write event files to RUN/tensorboard")
+    group.add_argument(
+        "--tensorboard-every",
+        type=int,
+        default=5,
+        metavar="N",
+        help="evaluations between its pictures and histograms (default: %(default)s)",
     )
     group.add_argument("--on-nan", choices=("stop", "rollback"), default="stop", help="what a diverging run does")
 
@@ -113,12 +131,15 @@ class Request:
     device: str
     precision: str
     threads: int
+    steps_per_call: int | None
     jit_compile: bool
     deterministic: bool
     evaluate_every: int | None
     checkpoint_iterations: int | None
     checkpoint_seconds: float | None
     rollbacks: int
+    eval_train: bool = False
+    tensorboard_every: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, flat; precision and threads are added when they are known."""
@@ -126,7 +147,11 @@ class Request:
         settings |= {f"builder.{key}": value for key, value in self.builder.items()}
         settings |= {f"recipe.{key}": value for key, value in self.recipe.as_dict().items() if key != "about"}
         settings |= {"evaluate_every": self.evaluate_every}
-        return settings | {"jit_compile": self.jit_compile, "deterministic": self.deterministic}
+        return settings | {
+            "steps_per_call": self.steps_per_call,
+            "jit_compile": self.jit_compile,
+            "deterministic": self.deterministic,
+        }
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:
@@ -141,12 +166,12 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         raise UserError(f"--{error}; see --list-models") from error
     if arguments.dataset not in DATASETS:
         raise UserError(f"--dataset {arguments.dataset} is not known; allowed: {', '.join(DATASETS)}")
-    for flag, low in (("seed", 0), ("width", 1), ("threads", 0), ("eval_every", 1)):
+    for flag, low in _LEAST.items():
         value = getattr(arguments, flag)
-        if value is not None and value < low:
-            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give {low} or more")
+        if value is not None and not low <= value < _SEEDS:
+            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; allowed: {low} to {_SEEDS - 1}")
     recipe = _recipe(arguments)
-    shortcut = arguments.shortcut or recipe.shortcut
+    shortcut = _shortcut(arguments, recipe)
     iterations, seconds = _checkpoint_interval(arguments.checkpoint_every)
     name = "-".join(part for part in (arguments.model, shortcut, arguments.dataset, recipe.name) if part)
     return Request(
@@ -161,13 +186,28 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         device=arguments.device,
         precision=arguments.precision,
         threads=arguments.threads,
+        steps_per_call=arguments.steps_per_call,
         jit_compile=arguments.jit_compile,
         deterministic=arguments.deterministic,
         evaluate_every=arguments.eval_every,
         checkpoint_iterations=iterations,
         checkpoint_seconds=seconds,
         rollbacks=3 if arguments.on_nan == "rollback" else 0,
+        eval_train=arguments.eval_train,
+        tensorboard_every=arguments.tensorboard_every if arguments.tensorboard else None,
     )
+
+
+def _shortcut(arguments: argparse.Namespace, recipe: Recipe) -> str | None:
+    """The shortcut that is asked for; plain networks are those without."""
+    if model_options(arguments.model).get("shortcut") != "none":
+        return arguments.shortcut or recipe.shortcut
+    if arguments.shortcut not in (None, "none"):
+        raise UserError(
+            f"--shortcut {arguments.shortcut} does not go with {arguments.model}, which is the network without "
+            f"shortcuts; take --model {arguments.model.replace('plain', 'resnet')}_v1"
+        )
+    return None
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -192,14 +232,14 @@ def describe_recipes() -> str:
     lines = []
     for recipe in RECIPES.values():
         lines.append(f"{recipe.name}: {recipe.about}")
-        lines.append(f"    {describe_recipe(recipe, {'name', 'about'})}")
+        lines.append(f"    {describe_recipe(recipe)}")
     shared = {key: value for key, value in defaults.items() if key not in ("name", "about") and value is not None}
     lines.append("where nothing else is said: " + ", ".join(f"{key}={value}" for key, value in shared.items()))
     return "\n".join(lines)
 
 
-def describe_recipe(recipe: Recipe, leave_out: Sequence[str] | set[str] = ()) -> str:
+def describe_recipe(recipe: Recipe) -> str:
     """The fields of a recipe that differ from the defaults, in one line."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
-    own = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in leave_out}
+    own = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("name", "about")}
     return ", ".join(f"{key}={value}" for key, value in own.items() if value != defaults[key])

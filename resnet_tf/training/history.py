@@ -20,6 +20,8 @@ COLUMNS = (
     "train_accuracy",
     "validation_loss",
     "validation_accuracy",
+    "train_eval_loss",
+    "train_eval_accuracy",
     "images_per_second",
     "evaluation_seconds",
     "seconds",

@@ -1,15 +1,17 @@
 """The training loop: steps, evaluations, checkpoints, and nothing that depends on when it was stopped."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
+from resnet_tf.training.contracts import BatchSource, Diverged, Intervals, Reporter, Stopped, Sums, Validate
 from resnet_tf.training.history import IterationLog, write_rows
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
@@ -17,68 +19,6 @@ from resnet_tf.training.signals import StopRequest
 from resnet_tf.training.steps import TrainStep
 
 BLOCK = 25  # iterations between two looks at the results, so that the device need not wait for the host
-Validate = Callable[[], tuple[float, float]]
-
-
-class BatchSource(Protocol):
-    """What the loop asks of the data."""
-
-    steps_per_epoch: int
-    batch_size: int
-
-    def iterate(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of the steps start … stop - 1, in order."""
-        ...
-
-
-class Reporter(Protocol):
-    """Where the loop's progress goes."""
-
-    def progress(self, step: int, results: np.ndarray, learning_rate: float) -> None:
-        """Results (n, 3) of the updates before `step`."""
-        ...
-
-    def evaluated(self, row: dict[str, Any]) -> None:
-        """A new row of the metrics."""
-        ...
-
-    def say(self, line: str) -> None:
-        """A line for the terminal and the log."""
-        ...
-
-
-class Stopped(Exception):  # noqa: N818
-    """A signal asked for a stop, and the run is saved.
-
-    Attributes:
-        signal: the signal's number.
-        step: updates done.
-    """
-
-    def __init__(self, signal: int, step: int) -> None:
-        """Note the signal and the updates done."""
-        super().__init__(f"stopped by signal {signal} after {step} iterations")
-        self.signal = signal
-        self.step = step
-
-
-class Diverged(UserError):  # noqa: N818
-    """The loss became infinite or NaN."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Intervals:
-    """How often the loop looks up from its steps.
-
-    Attributes:
-        evaluate: iterations between evaluations; None means once an epoch.
-        checkpoint_iterations: iterations between checkpoints, or None.
-        checkpoint_seconds: seconds between checkpoints, or None.
-    """
-
-    evaluate: int | None = None
-    checkpoint_iterations: int | None = None
-    checkpoint_seconds: float | None = 300.0
 
 
 class Training:
@@ -102,6 +42,10 @@ class Training:
         intervals: Intervals,
         reporter: Reporter,
         rollbacks: int = 0,
+        steps: TrainStep | None = None,
+        steps_per_call: int = 1,
+        evaluate_train: Validate | None = None,
+        on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
         """Wire a run; `resume` and `run` do the work.
 
@@ -116,11 +60,18 @@ class Training:
             folder: claimed run folder.
             intervals: when to evaluate and to save.
             reporter: where progress goes.
+            steps: several updates in one call; needed where `steps_per_call` is above 1.
+            steps_per_call: updates in one call.
             rollbacks: how often a diverged run goes back to its last checkpoint with half the learning rate.
+            evaluate_train: returns loss and accuracy on the training part in inference mode; None leaves it out.
+            on_evaluation: gets all rows after each evaluation, when they and the checkpoint are on the disk;
+                what it raises ends the run.
         """
         self.model = model
         self.optimizer = optimizer
         self.step_function = step
+        self.steps_function = steps or step
+        self.steps_per_call = steps_per_call
         self.schedule = schedule
         self.batches = batches
         self.validate = validate
@@ -129,10 +80,12 @@ class Training:
         self.intervals = intervals
         self.reporter = reporter
         self.rollbacks = rollbacks
+        self.evaluate_train = evaluate_train
+        self.on_evaluation = on_evaluation
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self._since = _Since()
+        self._since = Sums()
         self._rolled_back = 0
         self._seconds = 0.0
         self._log: IterationLog | None = None
@@ -159,10 +112,13 @@ class Training:
         arrays, state, damaged = found
         for path in damaged:
             self.reporter.say(f"checkpoint {path.name} is damaged; going back to iteration {state['step']}")
+            # Aside, so that it does not count among the two that are kept.
+            with contextlib.suppress(OSError):
+                path.rename(path.with_suffix(".damaged"))
         self._assign(arrays)
         self.step, self.rows, self.best = state["step"], state["rows"], state["best"]
         self.schedule.state = state["schedule"]
-        self._since = _Since(**state["since"])
+        self._since = Sums(**state["since"])
         self._seconds, self._rolled_back = state["seconds"], state["rolled_back"]
         self._saved_step = self.step
         return True
@@ -188,31 +144,68 @@ class Training:
     def _run_until_stop(self, stop: StopRequest) -> None:
         evaluate_every = self.intervals.evaluate or self.batches.steps_per_epoch
         pending: list[Any] = []
+        looked = self.step
         started = time.monotonic()
         batches = self.batches.iterate(self.step, self.iterations)
         try:
-            for images, labels in batches:
-                rate = self.schedule.learning_rate(self.step)
-                pending.append(self.step_function(images, labels, np.float32(rate)))
-                self.step += 1
+            for group in self._groups(batches, evaluate_every):
+                rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
+                pending.append(self._update(group, np.asarray(rates, np.float32)))
+                self.step += len(group)
                 evaluate = self.step % evaluate_every == 0 or self.step == self.iterations
                 save = self._checkpoint_due()
-                if not (evaluate or save or stop.signal or self.schedule.needs_batches or len(pending) == BLOCK):
+                full = self.step - looked >= BLOCK
+                if not (evaluate or save or stop.signal or self.schedule.needs_batches or full):
                     continue
-                self._take(np.stack([np.asarray(result) for result in pending]), rate)
+                self._take(np.concatenate([np.asarray(results) for results in pending]), rates[-1])
                 pending.clear()
-                if evaluate or save or stop.signal:
+                looked = self.step
+                if evaluate or save:
                     self._count_time(started)
-                    self._check_variables()
-                    if evaluate:
-                        self._evaluate()
-                    if save or stop.signal or (evaluate and self.intervals.checkpoint_iterations is None):
-                        self._save()
+                    self._pause(evaluate, save, rates[-1])
                     started = time.monotonic()
                 if stop.signal and self.step < self.iterations:
+                    if self._saved_step < self.step:
+                        self._count_time(started)
+                        self._pause(False, True, rates[-1])
                     raise Stopped(stop.signal, self.step)
         finally:
             batches.close()  # type: ignore[attr-defined]
+
+    def _groups(
+        self, batches: Iterator[tuple[np.ndarray, np.ndarray]], evaluate_every: int
+    ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """Batches of one call each; a group never reaches over an evaluation or a checkpoint."""
+        group = []
+        for batch in batches:
+            group.append(batch)
+            ahead = self.step + len(group)
+            every = self.intervals.checkpoint_iterations
+            boundary = ahead % evaluate_every == 0 or ahead == self.iterations or (every and ahead % every == 0)
+            if boundary or len(group) == self.steps_per_call or self.schedule.needs_batches:
+                yield group
+                group = []
+
+    def _update(self, group: list[tuple[np.ndarray, np.ndarray]], rates: np.ndarray) -> Any:
+        """Results (n, 3) of n updates."""
+        if len(group) == 1:
+            return self.step_function(*group[0], rates[0])[None]
+        images, labels = (np.stack(part) for part in zip(*group, strict=True))
+        return self.steps_function(images, labels, rates)
+
+    def _pause(self, evaluate: bool, save: bool, rate: float) -> None:
+        """What happens between two updates; `rate` was the learning rate of the one before."""
+        self._check_variables()
+        best = self.best
+        if evaluate:
+            self._evaluate(rate)
+        # A checkpoint follows every new best, so that a rollback never finds a best.keras from a future it left.
+        if save or self.best is not best or (evaluate and self.intervals.checkpoint_iterations is None):
+            self._save()
+        if evaluate and self.on_evaluation is not None:
+            began = time.monotonic()
+            self.on_evaluation(self.rows)
+            self._seconds += time.monotonic() - began
 
     def _take(self, results: np.ndarray, rate: float) -> None:
         """Take in the results (n, 3) of the last n updates."""
@@ -240,26 +233,30 @@ class Training:
             "use a lower --learning-rate, a --warmup or --on-nan rollback"
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, rate: float) -> None:
         began = time.monotonic()
         row: dict[str, Any] = {
             "iteration": self.step,
             "epoch": round(self.step / self.batches.steps_per_epoch, 4),
-            "learning_rate": self.schedule.learning_rate(self.step - 1),
+            "learning_rate": rate,
             **self._since.means(),
             "validation_loss": None,
             "validation_accuracy": None,
+            "train_eval_loss": None,
+            "train_eval_accuracy": None,
             "images_per_second": round(self._since.updates * self.batches.batch_size / self._since.seconds, 1),
         }
         if self.validate is not None:
             row["validation_loss"], row["validation_accuracy"] = self.validate()
             self.schedule.observe_validation(row["validation_accuracy"])
+        if self.evaluate_train is not None:
+            row["train_eval_loss"], row["train_eval_accuracy"] = self.evaluate_train()
         took = time.monotonic() - began
         self._seconds += took
         row["evaluation_seconds"] = round(took, 3)
         row["seconds"] = round(self._seconds, 1)
         self.rows.append(row)
-        self._since = _Since()
+        self._since = Sums()
         accuracy = row["validation_accuracy"]
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
             best = {"iteration": self.step, "validation_accuracy": accuracy}
@@ -344,29 +341,3 @@ class Training:
             )
         for key, variable in variables.items():
             variable.assign(arrays[key])
-
-
-@dataclasses.dataclass
-class _Since:
-    """Sums over the updates since the last evaluation."""
-
-    loss: float = 0.0
-    l2: float = 0.0
-    accuracy: float = 0.0
-    updates: int = 0
-    seconds: float = 0.0
-
-    def add(self, results: np.ndarray) -> None:
-        # One by one, so that the sums do not depend on where the blocks end.
-        for loss, l2, accuracy in results.tolist():
-            self.loss += loss
-            self.l2 += l2
-            self.accuracy += accuracy
-        self.updates += len(results)
-
-    def means(self) -> dict[str, float]:
-        return {
-            "train_loss": self.loss / self.updates,
-            "train_l2": self.l2 / self.updates,
-            "train_accuracy": self.accuracy / self.updates,
-        }

@@ -12,6 +12,7 @@ from resnet_tf.files import write_json
 
 SETTINGS = "settings.json"
 REPORT = "report.json"
+_WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
 
 
 class RunFolder:
@@ -102,7 +103,7 @@ class RunFolder:
             UserError: the folder holds other things than a run.
         """
         self.check_ours()
-        for pattern in ("report.json", "checkpoints/*", "*.keras", "*.json", "*.bin", "metrics.*", "log.txt"):
+        for pattern in _WRITTEN:
             for path in self.path.glob(pattern):
                 if path.name != SETTINGS:
                     path.unlink()

@@ -1,0 +1,58 @@
+"""What looks on at each evaluation of a training, and must neither stop nor slow it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resnet_tf.cli.courses import read_course
+from resnet_tf.evaluation.curves import save_curves
+
+Rows = list[dict[str, Any]]
+Watcher = Callable[[Rows], None]
+
+# A drawing may take one part in so many of the time since the last one; on short epochs some are left out.
+_SHARE = 50
+
+
+class Watchers:
+    """Calls each watcher after an evaluation; one that fails is reported once and then left alone."""
+
+    def __init__(self, watchers: dict[str, Watcher], say: Callable[[str], None]) -> None:
+        """Take the watchers by what they make, and where to report a failure."""
+        self._watchers = dict(watchers)
+        self._say = say
+
+    def __call__(self, rows: Rows) -> None:
+        """Show all evaluations so far to every watcher."""
+        for name, watcher in list(self._watchers.items()):
+            try:
+                watcher(rows)
+            except Exception as error:  # whatever it is, the training is worth more
+                del self._watchers[name]
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self._say(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
+
+
+class CurveDrawer:
+    """Refreshes curves.png and curves.pdf of a run folder."""
+
+    def __init__(self, folder: Path, iterations: int) -> None:
+        """Draw the run in `folder`, whose last update is number `iterations`."""
+        self._folder = folder
+        self._iterations = iterations
+        self._took = 0.0
+        self._ended = time.monotonic()
+
+    def __call__(self, rows: Rows) -> None:
+        """Draw, unless the last drawing was just now; the last evaluation is always drawn.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        began = time.monotonic()
+        if rows[-1]["iteration"] < self._iterations and began - self._ended < _SHARE * self._took:
+            return
+        save_curves(read_course(self._folder), self._folder)
+        self._ended = time.monotonic()
+        self._took = self._ended - began

@@ -1,0 +1,145 @@
+"""Pictures of a training's course, of one run and of several."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_tf.evaluation.canvas import INK, PALE, SECOND, THIRD, figure, save
+from resnet_tf.evaluation.course import Course, envelope, find_drops, smooth
+
+_POINTS = 1500  # stretches that a long series is drawn in; a picture has no more columns
+_COLOURS = (INK, SECOND, THIRD, "#7c3f8c", "#4d7c0f", "#8a6d3b", "#be185d", "#0f766e")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = "os^Dvx+*"
+
+
+def draw_curves(course: Course) -> Any:
+    """Losses, accuracies and learning rate of a run over its iterations, as a figure.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    made = figure(8.5, 9)
+    loss, accuracy, rate = made.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
+    _draw_losses(loss, course)
+    _draw_accuracies(accuracy, course)
+    rate.plot(np.arange(1, len(course.rates) + 1), course.rates, color=INK, lw=1.5)
+    rate.set(ylabel="learning rate", xlabel="iteration")
+    if find_drops(course.rates):  # steps by a factor show on a logarithmic scale, slides on a linear one
+        rate.set_yscale("log")
+        rate.margins(y=0.2)
+    else:
+        rate.set_ylim(bottom=0)
+    _mark_drops((loss, accuracy, rate), course)
+    _epochs_above(loss, course.steps_per_epoch)
+    made.suptitle(course.name)
+    return made
+
+
+def save_curves(course: Course, folder: Path) -> None:
+    """Write curves.png and curves.pdf into a folder.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: a file cannot be written.
+    """
+    made = draw_curves(course)
+    save(made, folder / "curves.png")
+    save(made, folder / "curves.pdf")
+
+
+def draw_comparison(courses: Sequence[Course]) -> Any:
+    """Smoothed training losses and accuracies of several runs over each other, as a figure.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    made = figure(9, 8 + 0.12 * len(courses))
+    loss, accuracy = made.subplots(2, 1, sharex=True)
+    for index, course in enumerate(courses):
+        style = {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.4}
+        smoothed = smooth(course.losses, _width(course)) if course.losses.size else course.column("train_loss")
+        loss.plot(*smoothed, label=course.name, **style)
+        validated = course.column("validation_accuracy")
+        x, y = validated if len(validated[0]) else course.column("train_accuracy")
+        marked = {"marker": _MARKERS[index % len(_MARKERS)], "ms": 4, "markevery": max(1, len(x) // 12)}
+        label = course.name if len(validated[0]) else f"{course.name} (training: it has no validation)"
+        accuracy.plot(x, 100 * y, label=label, **style, **marked)
+    loss.set(ylabel="training loss, smoothed (nats)", yscale="log")
+    _plain_ticks(loss)
+    accuracy.set(ylabel="validation accuracy (%)", xlabel="iteration")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.01)
+    accuracy.legend(fontsize=8, loc="lower right")
+    return made
+
+
+def _draw_losses(axes: Any, course: Course) -> None:
+    x, y = envelope(course.losses, _POINTS)
+    axes.plot(x, y, color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
+    width = _width(course)
+    axes.plot(*smooth(course.losses, width), color=INK, lw=1.6, label=f"training, mean of {width}")
+    x, y = course.column("validation_loss")
+    if len(x):
+        axes.plot(x, y, color=SECOND, lw=1.4, ls="--", marker="o", ms=4, mfc="white", label="validation")
+    axes.set(ylabel="cross-entropy (nats)", yscale="log")
+    _plain_ticks(axes)
+    axes.legend(fontsize=9, loc="upper right")
+    axes.grid(alpha=0.3, which="both")
+
+
+def _draw_accuracies(axes: Any, course: Course) -> None:
+    for key, label, style in (
+        ("train_accuracy", "training, as trained", {"color": INK, "ls": "-", "marker": "."}),
+        ("train_eval_accuracy", "training, inference mode", {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}),
+        ("validation_accuracy", "validation", {"color": SECOND, "ls": "--", "marker": "o", "mfc": "white"}),
+    ):
+        x, y = course.column(key)
+        if len(x):
+            axes.plot(x, 100 * y, lw=1.4, ms=4, markevery=max(1, len(x) // 40), label=label, **style)
+    axes.set(ylabel="accuracy (%)")
+    axes.legend(fontsize=9, loc="lower right")
+    axes.grid(alpha=0.3)
+
+
+def _plain_ticks(axes: Any) -> None:
+    """0.5 instead of 5 · 10⁻¹, also between the decades, as far as there is room."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axes.get_ylim()
+    wide = high > 100 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark_drops(all_axes: Sequence[Any], course: Course) -> None:
+    drops = find_drops(course.rates)
+    for axes in all_axes:
+        for drop in drops:
+            axes.axvline(drop, color="black", lw=0.9, ls=(0, (2, 3)))
+    for drop in drops:
+        all_axes[-1].annotate(
+            f"drop at {drop}",
+            (drop, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -4),
+            textcoords="offset points",
+            fontsize=8,
+            ha="right",
+            va="top",
+            rotation=90 if len(drops) > 4 else 0,
+        )
+
+
+def _epochs_above(axes: Any, steps_per_epoch: float) -> None:
+    above = axes.secondary_xaxis("top", functions=(lambda i: i / steps_per_epoch, lambda e: e * steps_per_epoch))
+    above.set_xlabel("epoch")
+
+
+def _width(course: Course) -> int:
+    """Half an epoch, but at most a fiftieth of the course."""
+    return max(1, min(round(course.steps_per_epoch / 2), len(course.losses) // 50))

@@ -1,0 +1,91 @@
+"""Batch normalisation folded into the convolution before it, for inference."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from resnet_tf.recursion import room_for_depth
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """A copy of a model in which each convolution takes over the normalisation that directly follows it.
+
+    In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where
+    the normalisation is the only reader of a linear convolution; in pre-activation units that is every
+    normalisation but the first, which has an addition before it and stays.
+
+    Args:
+        model: functional model; it is not changed.
+
+    Returns:
+        A plain functional float32 `keras.Model` with its own variables and the same layer names, that
+        agrees with `model` in inference to rounding. Training it is no longer training the original.
+
+    Raises:
+        ValueError: the model is not functional.
+    """
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        raise ValueError(f"folding needs a functional keras.Model, not {type(model).__name__}")
+    pairs = _foldable(model)
+    folded_norms = {norm.name for norm in pairs.values()}
+
+    def copy(layer: layers.Layer) -> layers.Layer:
+        if isinstance(layer, keras.Model):
+            return fold_batch_norm(layer)
+        config = layer.get_config()
+        if isinstance(layer, layers.Layer) and layer.dtype_policy.name != "float32":
+            config["dtype"] = "float32"
+        if layer.name in pairs:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def call(layer: layers.Layer, *arguments: Any, **options: Any) -> Any:
+        return arguments[0] if layer.name in folded_norms else layer(*arguments, **options)
+
+    with room_for_depth(len(model.layers)):
+        folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    for layer in folded.layers:
+        if layer.name in pairs:
+            layer.set_weights(_merged(model.get_layer(layer.name), pairs[layer.name]))
+        elif layer.weights and not isinstance(layer, keras.Model):
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return folded
+
+
+def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
+    """The normalisation that each convolution can take over, by the convolution's name."""
+    readers: dict[int, list[layers.Layer]] = {}
+    for layer in model.layers:
+        if len(layer._inbound_nodes) == 1:
+            for tensor in keras.tree.flatten(layer.input):
+                readers.setdefault(id(tensor), []).append(layer)
+    outputs = {id(tensor) for tensor in model.outputs}
+    pairs = {}
+    for layer in model.layers:
+        if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
+            continue
+        if len(layer._inbound_nodes) != 1 or id(layer.output) in outputs:
+            continue
+        after = readers.get(id(layer.output), [])
+        if len(after) == 1 and _over_channels(after[0], layer):
+            pairs[layer.name] = after[0]
+    return pairs
+
+
+def _over_channels(norm: layers.Layer, conv: layers.Conv2D) -> bool:
+    channels = (-1, 3) if conv.data_format == "channels_last" else (1, -3)
+    return type(norm) is layers.BatchNormalization and norm.axis in channels
+
+
+def _merged(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
+    """Kernel and bias, float32, of a convolution followed by a normalisation in inference."""
+    mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
+    scale = 1.0 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale = scale * np.asarray(norm.gamma, np.float64)
+    bias = np.asarray(conv.bias, np.float64) if conv.use_bias else 0.0
+    bias = (bias - mean) * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
+    kernel = np.asarray(conv.kernel, np.float64) * scale
+    return [kernel.astype(np.float32), bias.astype(np.float32)]

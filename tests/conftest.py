@@ -1,0 +1,128 @@
+"""What the tests share: a quiet TensorFlow with a fixed number of threads, tiny data, and ways to run the commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_tf.cli.command import load_tensorflow
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+load_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from resnet_tf.training.devices import set_threads  # noqa: E402
+
+set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
+tf.get_logger().setLevel("ERROR")
+
+
+def pytest_configure(config):
+    # Keras 3.15 on NumPy 2.4 says this for every array that it hands over.
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """The built-in data in small: 200 training images of 16x16 pixels, 40 test images."""
+    from resnet_tf.data.dataset import Dataset, Split
+    from resnet_tf.data.shapes import load_shapes
+
+    full = load_shapes(train_size=200, test_size=40)
+    small = [Split(np.ascontiguousarray(part.images[:, ::2, ::2]), part.labels) for part in (full.train, full.test)]
+    return Dataset(full.name, full.source, full.class_names, *small)
+
+
+@pytest.fixture
+def small_data(monkeypatch, shapes):
+    """Makes every command that asks for a data set get the small one."""
+    from resnet_tf.cli import evaluate, job
+
+    for module in (job, evaluate):
+        monkeypatch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
+
+
+TINY = ("--model", "resnet8_v2", "--dataset", "shapes", "--batch-size", "16", "--device", "cpu")
+
+
+@pytest.fixture
+def train(small_data):
+    """Runs `train` in this process on the small data: 180 images in 11 batches of 16 an epoch, 20 for validation."""
+    from resnet_tf.cli.train import main
+
+    return lambda run_dir, *flags: main([*TINY, "--run-dir", str(run_dir), *flags])
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, shapes):
+    """A folder with a run of 12 iterations that nobody changes, the flags that made it, and its report."""
+    from resnet_tf.cli import evaluate, job
+    from resnet_tf.cli.train import main
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    argv = [*TINY, "--run-dir", str(folder), "--iterations", "12", "--eval-every", "5", "--precision", "float32"]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (job, evaluate):
+            patch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
+        report = main(argv)
+    return folder, argv, report
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs a program text in a fresh interpreter that finds the package, and returns what came of it."""
+
+    def run(program, *arguments, **environment):
+        return _run([sys.executable, "-c", program, *map(str, arguments)], environment)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Runs `python -m resnet_tf …` in a fresh process and returns what came of it."""
+
+    def run(*arguments, **environment):
+        return _run([sys.executable, "-m", "resnet_tf", *map(str, arguments)], environment)
+
+    return run
+
+
+def _run(arguments, environment):
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    return subprocess.run(arguments, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def sources():
+    """For each layer of a model, the names of the layers that its inputs come from."""
+
+    def of(model):
+        return {
+            operation.name: [
+                tensor._keras_history.operation.name
+                for node in operation._inbound_nodes
+                for tensor in node.input_tensors
+                if node.operation in model.operations
+            ]
+            for operation in model.operations
+        }
+
+    return of
+
+
+@pytest.fixture
+def channels_first():
+    """Keras as it is under `"image_data_format": "channels_first"` in keras.json."""
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format(before)

@@ -1,0 +1,147 @@
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from resnet_tf.cli.evaluate import main
+from resnet_tf.cli.main import main as resnet_tf
+from resnet_tf.errors import UserError
+
+KEYS = {"loss", "top1", "top5", "images", "per_class", "confusion", "images_per_second", "data_source"}
+
+pytestmark = pytest.mark.usefixtures("small_data")
+
+
+def without_rate(result):
+    return {key: value for key, value in result.items() if key not in ("images_per_second", "data_source")}
+
+
+def test_a_run_scores_what_its_report_says(finished_run, tmp_path, capsys):
+    folder, _, report = finished_run
+    file = tmp_path / "result.json"
+    result = main([str(folder), "--json", str(file)])
+    assert set(result) == KEYS
+    assert json.loads(file.read_text()) == result
+    assert without_rate(result) == without_rate(report["test"])
+    assert result["data_source"] == "built-in"
+    assert np.sum(result["confusion"]) == result["images"] == 40
+    assert np.trace(result["confusion"]) / 40 == result["top1"]
+    assert len(result["per_class"]) == 10
+    printed = capsys.readouterr().out
+    assert "output is taken as logits" in printed
+    assert f"top-1 {100 * result['top1']:.2f} %" in printed
+    assert "crescent" in printed
+
+
+def test_the_best_of_a_run_and_a_file_of_it(finished_run):
+    folder, _, report = finished_run
+    best = without_rate(main([str(folder), "--best"]))
+    assert best == without_rate(report["best"]["test"])
+    assert without_rate(main([str(folder / "best.keras")])) == best
+
+
+@pytest.mark.parametrize("batch_size", ["7", "40", "1000"])
+def test_the_batch_size_does_not_matter(finished_run, batch_size):
+    folder, _, report = finished_run
+    result = main([str(folder), "--batch-size", batch_size])
+    assert result["confusion"] == report["test"]["confusion"]
+    assert result["loss"] == pytest.approx(report["test"]["loss"], rel=1e-6)
+
+
+def some_layers(activation):
+    return [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Conv2D(4, 3, padding="same"),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(10, activation=activation),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_somebody_elses_model(tmp_path, shapes, capsys, kind, activation):
+    if kind == "sequential":
+        model = keras.Sequential([keras.Input((16, 16, 3)), *some_layers(activation)])
+    else:
+        x = inputs = keras.Input((None, None, 3))
+        for layer in some_layers(activation):
+            x = layer(x)
+        model = keras.Model(inputs, x)
+    model.save(tmp_path / "theirs.keras")
+    with pytest.raises(UserError, match="does not say what it was trained on; give --dataset"):
+        main([str(tmp_path / "theirs.keras")])
+    result = main([str(tmp_path / "theirs.keras"), "--dataset", "shapes"])
+    assert f"output is taken as {activation or 'logits'}" in capsys.readouterr().out
+    outputs = np.asarray(model(shapes.test.images.astype(np.float32))).astype(np.float64)
+    shares = outputs if activation else np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    assert result["loss"] == pytest.approx(-np.log(shares[np.arange(40), shapes.test.labels]).mean(), rel=1e-5)
+    assert result["top1"] == pytest.approx((shares.argmax(axis=1) == shapes.test.labels).mean())
+
+
+def saved(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    return str(tmp_path / "model.keras")
+
+
+def test_models_that_do_not_fit(tmp_path):
+    def model(shape, classes, activation=None):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, keras.layers.Dense(classes, activation)(keras.layers.Flatten()(inputs)))
+
+    for shape in ((28, 28, 3), (16, 16, 1), (16,)):
+        with pytest.raises(UserError, match=r"takes images of the shape .*, shapes has \(16, 16, 3\)"):
+            main([saved(model(shape, 10), tmp_path), "--dataset", "shapes"])
+    with pytest.raises(UserError, match="12"):
+        main([saved(model((16, 16, 3), 12), tmp_path), "--dataset", "shapes"])
+    with pytest.raises(UserError, match="sigmoid"):
+        main([saved(model((16, 16, 3), 10, "sigmoid"), tmp_path), "--dataset", "shapes"])
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Lambda(lambda tensor: tensor * 2)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
+        main([saved(model, tmp_path), "--dataset", "shapes"])
+
+
+def test_damaged_files(finished_run, tmp_path):
+    path = tmp_path / "model.keras"
+    for content in (b"", b"PK\3\4 not really", (finished_run[0] / "final.keras").read_bytes()[:-2_000]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.keras cannot be loaded as a Keras model"):
+            main([str(path), "--dataset", "shapes"])
+    shutil.copy(finished_run[0] / "final.keras", path)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json cannot be read"):
+        main([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.keras"], "none.keras does not exist; name a .keras file or the folder of a run"),
+        (["."], "final.keras does not exist; finish the run first"),
+        (["model.h5"], "model.h5 is no .keras file"),
+        (["good.keras", "--best"], "--best goes with the folder of a run"),
+        (["good.keras"], "does not say what it was trained on; give --dataset (cifar10, cifar100, shapes)"),
+        (["good.keras", "--dataset", "shapes", "--batch-size", "0"], "--batch-size 0 is out of range"),
+        (["good.keras", "--dataset", "shapes", "--json", "none/out.json"], "the folder does not exist"),
+        ([], "the following arguments are required: MODEL_OR_RUN"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.h5", "good.keras"):
+        (tmp_path / name).write_bytes(b"")
+    try:
+        code = resnet_tf(["evaluate", *arguments])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (2, 1)
+    assert message in error

@@ -1,0 +1,125 @@
+import dataclasses
+import math
+
+import pytest
+
+from resnet_tf.errors import UserError
+from resnet_tf.recipes import RECIPES, Recipe, default_recipe, get_recipe, override
+
+
+def test_the_recipes():
+    assert list(RECIPES) == ["he2015", "he2016", "tutorial", "quarter", "quick"]
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name
+        assert (recipe.iterations is None) != (recipe.epochs is None)
+        assert recipe.about
+
+
+def test_he2015_is_section_4_2_of_the_paper():
+    recipe = get_recipe("he2015")
+    assert (recipe.iterations, recipe.batch_size, recipe.learning_rate) == (64_000, 128, 0.1)
+    assert [drop * recipe.iterations for drop in recipe.drops] == [32_000, 48_000]
+    assert (recipe.drop_factor, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.1, 0.9, False, 1e-4)
+    assert (recipe.decay, recipe.warmup, recipe.validation_size) == ("kernels", "none", 0.1)
+    assert (recipe.pad, recipe.pad_mode, recipe.shortcut) == (4, "mean", None)
+
+
+def test_he2016_adds_400_iterations_at_a_tenth():
+    changed = {
+        field: value
+        for field, value in get_recipe("he2016").as_dict().items()
+        if value != get_recipe("he2015").as_dict()[field]
+    }
+    del changed["name"], changed["about"]
+    assert changed == {"warmup": "iterations", "warmup_iterations": 400}
+    assert get_recipe("he2016").warmup_learning_rate == 0.01
+
+
+def test_tutorial_is_200_epochs_of_all_images():
+    recipe = get_recipe("tutorial")
+    assert (recipe.epochs, recipe.nesterov, recipe.validation_size, recipe.shortcut) == (200, True, 0, "projection")
+    assert recipe.length(50_000) == 78_000
+    assert [drop * recipe.length(50_000) for drop in recipe.drops] == pytest.approx([31_200, 46_800])
+
+
+def test_quarter_and_quick():
+    quarter = get_recipe("quarter")
+    assert (quarter.iterations, [drop * 16_000 for drop in quarter.drops]) == (16_000, [8_000, 12_000])
+    quick = get_recipe("quick")
+    assert (quick.epochs, quick.schedule, quick.nesterov, quick.weight_decay) == (20, "onecycle", True, 5e-4)
+    assert (quick.learning_rate, quick.learning_rate * quick.start_factor, quick.rise) == (0.25, 0.025, 0.25)
+    assert quick.length(45_000) == 20 * 351
+
+
+def test_default_recipe():
+    assert default_recipe("resnet20_v2") == "he2016"
+    assert default_recipe("resnet110_v1") == "he2015"
+    assert default_recipe("plain20") == "he2015"
+
+
+def test_recipes_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_recipe("he2015").momentum = 0.5
+
+
+def test_as_dict_is_plain_json():
+    import json
+
+    recipe = get_recipe("he2016")
+    fields = json.loads(json.dumps(recipe.as_dict()))
+    assert fields == recipe.as_dict()
+    assert Recipe(**{**fields, "drops": tuple(fields["drops"])}) == recipe
+
+
+def test_a_shorter_length_keeps_the_proportions():
+    recipe = override(get_recipe("he2016"), iterations=6_400)
+    assert (recipe.length(45_000), recipe.warmup_iterations, recipe.drops) == (6_400, 40, (0.5, 0.75))
+    assert override(get_recipe("he2016"), iterations=10).warmup_iterations == 1
+    assert override(get_recipe("he2016"), iterations=6_400, warmup_iterations=7).warmup_iterations == 7
+
+
+def test_iterations_and_epochs_replace_each_other():
+    assert override(get_recipe("tutorial"), iterations=1_000).length(50_000) == 1_000
+    assert override(get_recipe("he2015"), epochs=2.0, batch_size=100).length(1_050) == 20
+    assert override(get_recipe("he2015"), epochs=0.001).length(50_000) == 1
+    with pytest.raises(UserError, match="exclude each other"):
+        override(get_recipe("he2015"), epochs=1.0, iterations=100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "step"}, "--schedule step is not known; allowed: piecewise, cosine, onecycle, plateau, constant"),
+        ({"warmup": "linear"}, "--warmup linear is not known; allowed: none, iterations, error"),
+        ({"decay": "bias"}, "--decay bias is not known; allowed: kernels, all"),
+        ({"pad_mode": "edge"}, "--pad-mode edge is not known; allowed: mean, black, reflect"),
+        ({"monitor": "loss"}, "--monitor loss is not known"),
+        ({"batch_size": 0}, "--batch-size 0 is out of range; allowed: 1 to"),
+        ({"learning_rate": -0.1}, "--learning-rate -0.1 is out of range"),
+        ({"learning_rate": math.nan}, "--learning-rate nan is out of range"),
+        ({"momentum": 1.5}, "--momentum 1.5 is out of range; allowed: 0 to 1"),
+        ({"iterations": 0}, "--iterations 0 is out of range"),
+        ({"epochs": 0.0}, "--epochs 0.0 is out of range"),
+        ({"epochs": math.inf}, "--epochs inf is out of range"),
+        ({"pad": -1}, "--pad -1 is out of range"),
+        ({"patience": 0}, "--patience 0 is out of range"),
+        ({"drops": (0.75, 0.5)}, "--drops .* must rise"),
+        ({"drops": (0.5, 0.5)}, "--drops .* must rise"),
+        ({"drops": (0.5, 1.0)}, "between 0 and 1"),
+        ({"drops": (math.nan,)}, "between 0 and 1"),
+        ({"schedule": "plateau", "validation_size": 0}, "needs validation images"),
+    ],
+)
+def test_values_out_of_range(changes, message):
+    with pytest.raises(UserError, match=message):
+        override(get_recipe("he2015"), **changes)
+
+
+def test_a_plateau_on_the_loss_needs_no_validation_images():
+    recipe = override(get_recipe("he2015"), schedule="plateau", monitor="minibatch-loss", validation_size=0)
+    assert recipe.schedule == "plateau"
+
+
+def test_an_unknown_recipe():
+    with pytest.raises(UserError, match="recipe 'he2017' is not known; allowed: he2015, he2016, tutorial"):
+        get_recipe("he2017")

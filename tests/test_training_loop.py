@@ -1,0 +1,496 @@
+"""The loop with a network of three weights and a step in plain Python, so that it can be stopped everywhere."""
+
+import errno
+import json
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from resnet_tf.errors import UserError
+from resnet_tf.recipes import get_recipe, override
+from resnet_tf.training import checkpoint, loop
+from resnet_tf.training.contracts import Diverged, Intervals, Stopped
+from resnet_tf.training.history import read_iterations
+from resnet_tf.training.loop import Training
+from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.schedule import Schedule
+
+ITERATIONS = 10
+TIMES = ("images_per_second", "evaluation_seconds", "seconds")
+
+
+class Batches:
+    """Four batches an epoch; the images are the step's own number."""
+
+    steps_per_epoch = 4
+    batch_size = 3
+
+    def iterate(self, start, stop):
+        for step in range(start, stop):
+            yield np.full(3, step, np.float32), np.zeros(3, np.int32)
+
+
+class Reporter:
+    def __init__(self):
+        self.lines, self.rows, self.steps = [], [], []
+
+    def progress(self, step, results, learning_rate):
+        self.steps.append(step)
+
+    def evaluated(self, row):
+        self.rows.append(row)
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def one_layer(name):
+    inputs = keras.Input((2,))
+    return keras.Model(inputs, keras.layers.Dense(1, name=name)(inputs))
+
+
+class Run:
+    """What a process has of a run: everything is built anew, only the folder stays."""
+
+    def __init__(self, path, *, hooks=None, intervals=None, rollbacks=0, validate=True, **changes):
+        keras.utils.set_random_seed(0)
+        self.model = one_layer("only")
+        self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9, name="sgd")
+        self.optimizer.build(self.model.trainable_variables)
+        self.hooks, self.reporter, self.rates, self.best = hooks or {}, Reporter(), [], []
+        recipe = override(get_recipe("he2015"), iterations=ITERATIONS, **changes)
+        self.schedule = Schedule(recipe, recipe.length(12))
+        self.training = Training(
+            model=self.model,
+            optimizer=self.optimizer,
+            step=self.step,
+            schedule=self.schedule,
+            batches=Batches(),
+            validate=self.validation if validate else None,
+            save_best=lambda best: self.best.append(dict(best)),
+            folder=RunFolder(path),
+            intervals=intervals or Intervals(evaluate=3, checkpoint_iterations=2),
+            reporter=self.reporter,
+            rollbacks=rollbacks,
+        )
+
+    def step(self, images, labels, rate):
+        """Not commutative and dependent on data, rate and momentum, so that a wrong order or a lost slot shows."""
+        done = int(images[0])
+        self.rates.append(float(rate))
+        self.optimizer.learning_rate = float(rate)
+        self.optimizer.apply([v * 0.5 + np.float32(done + 1) / 7 for v in self.model.trainable_variables])
+        weights = float(np.sum(self.model.get_weights()[0]))
+        result = np.array([2 + done / 10 + weights / 1_000, 0.25, 1 / (done + 2)], np.float32)
+        hook = self.hooks.get(done)
+        return result if hook is None else hook(self, result)
+
+    def validation(self):
+        weights = float(np.sum(self.model.get_weights()[0]))
+        return 1.0 + weights, {3: 0.5, 4: 0.5, 6: 0.4, 8: 0.6, 9: 0.6, 10: 0.55}[int(self.optimizer.iterations)]
+
+    def go(self):
+        resumed = self.training.resume()
+        self.training.run()
+        return resumed
+
+    def outcome(self):
+        """All that a finished run has, without the times."""
+        log = read_iterations(self.training.folder.path / "iterations.bin")
+        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in self.training.rows]
+        variables = [v.numpy().tobytes() for v in [*self.model.variables, *self.optimizer.variables]]
+        return variables, log.tobytes(), rows, self.training.best, self.schedule.state
+
+
+def folder(path):
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def stop_here(run, result):
+    signal.raise_signal(signal.SIGTERM)
+    return result
+
+
+def nan_here(run, result):
+    return np.array([np.nan, 0, 0], np.float32)
+
+
+def saved_steps(path):
+    return sorted(int(p.stem.removeprefix("step-")) for p in (path / "checkpoints").glob("*.npz"))
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch):
+    """Waiting for the disk is tested elsewhere."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def all_saves(monkeypatch):
+    """The steps of all checkpoints, also of those that are removed again."""
+    steps, save = [], checkpoint.save
+
+    def noting(path, step, arrays, state):
+        save(path, step, arrays, state)
+        steps.append(step)
+
+    monkeypatch.setattr(loop.checkpoint, "save", noting)
+    return steps
+
+
+def test_a_whole_run(tmp_path, all_saves):
+    run = Run(tmp_path)
+    assert not run.go()
+    assert run.training.step == int(run.optimizer.iterations) == ITERATIONS
+    assert run.rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.001] * 2)
+    assert all_saves == [2, 4, 6, 8, 10]
+    rows = run.training.rows
+    assert rows == run.reporter.rows
+    assert [row["iteration"] for row in rows] == [3, 6, 9, 10]
+    assert [row["epoch"] for row in rows] == [0.75, 1.5, 2.25, 2.5]
+    assert [row["learning_rate"] for row in rows] == [0.1, 0.01, 0.001, 0.001]
+    assert [row["train_accuracy"] for row in rows] == pytest.approx(
+        [np.mean([1 / (i + 2) for i in part]) for part in (range(3), range(3, 6), range(6, 9), [9])]
+    )
+    log = read_iterations(tmp_path / "iterations.bin")
+    assert log["accuracy"].tolist() == pytest.approx([1 / (i + 2) for i in range(10)])
+    assert [row["train_loss"] for row in rows] == pytest.approx(
+        [log["loss"][part].mean() for part in (slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10))]
+    )
+    assert {row["train_l2"] for row in rows} == {0.25}
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
+
+
+def test_the_best_is_saved_when_it_gets_better(tmp_path):
+    run = Run(tmp_path)
+    run.go()
+    assert [row["validation_accuracy"] for row in run.training.rows] == [0.5, 0.4, 0.6, 0.55]
+    assert run.best == [{"iteration": 3, "validation_accuracy": 0.5}, {"iteration": 9, "validation_accuracy": 0.6}]
+    assert run.training.best == run.best[-1]
+
+
+def test_without_validation_its_fields_are_empty_and_there_is_no_best(tmp_path):
+    run = Run(tmp_path, validate=False, validation_size=0)
+    run.go()
+    assert {row["validation_loss"] for row in run.training.rows} == {None}
+    assert {row["validation_accuracy"] for row in run.training.rows} == {None}
+    assert (run.best, run.training.best) == ([], None)
+
+
+def test_an_evaluation_an_epoch_and_a_checkpoint_an_evaluation_are_the_default(tmp_path, all_saves):
+    run = Run(tmp_path, intervals=Intervals())
+    run.go()
+    assert [row["iteration"] for row in run.training.rows] == [4, 8, 10]
+    assert all_saves == [4, 8, 10]
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch, all_saves):
+    class Clock:
+        now = 0.0
+
+        @classmethod
+        def monotonic(cls):
+            cls.now += 1e-3
+            return cls.now
+
+    def minute(run, result):
+        Clock.now += 60
+        return result
+
+    monkeypatch.setattr(loop, "time", Clock)
+    hooks = dict.fromkeys(range(ITERATIONS), minute)
+    run = Run(tmp_path, hooks=hooks, intervals=Intervals(evaluate=100, checkpoint_seconds=180))
+    run.go()
+    assert all_saves == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"schedule": "plateau", "patience": 1},
+        {"schedule": "plateau", "monitor": "minibatch-loss", "patience": 1},
+        {"warmup": "error"},
+    ],
+    ids=["piecewise", "plateau", "minibatch", "warm-up"],
+)
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6, 9])
+def test_stopped_anywhere_it_ends_alike(tmp_path, monkeypatch, changes, stop):
+    monkeypatch.setattr("resnet_tf.training.schedule.CHECK_EVERY", 3)
+    whole = Run(folder(tmp_path / "whole"), **changes)
+    whole.go()
+    parts = Run(folder(tmp_path / "parts"), hooks={stop - 1: stop_here}, **changes)
+    with pytest.raises(Stopped) as stopped:
+        parts.go()
+    assert (stopped.value.signal, stopped.value.step) == (signal.SIGTERM, stop)
+    again = Run(tmp_path / "parts", **changes)
+    assert again.go()
+    assert parts.rates + again.rates == whole.rates
+    assert again.outcome() == whole.outcome()
+    if changes:
+        assert len(set(whole.rates)) > 1
+
+
+@pytest.mark.parametrize("killed", range(1, ITERATIONS))
+def test_killed_anywhere_it_ends_alike(tmp_path, killed):
+    """A kill leaves whatever the last checkpoint, the log and the metrics are; nothing may count twice."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(run, result):
+        raise Killed
+
+    whole = Run(folder(tmp_path / "whole"))
+    whole.go()
+    parts = Run(folder(tmp_path / "parts"), hooks={killed: die}, intervals=Intervals(4, 3))
+    with pytest.raises(Killed):
+        parts.go()
+    again = Run(tmp_path / "parts")
+    assert again.go() == (killed >= 3)
+    assert again.rates == whole.rates[killed // 3 * 3 :]
+    if killed < 3:
+        assert again.outcome() == whole.outcome()
+    else:
+        assert again.outcome()[:2] == whole.outcome()[:2]
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    Run(tmp_path).go()
+    again = Run(tmp_path)
+    assert again.go()
+    assert (again.rates, again.training.step) == ([], ITERATIONS)
+    assert [row["iteration"] for row in again.training.rows] == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
+    def stop(run, result):
+        signal.raise_signal(number)
+        return result
+
+    before = signal.getsignal(number)
+    run = Run(tmp_path, hooks={4: stop}, intervals=Intervals(100, 100))
+    with pytest.raises(Stopped, match="after 5 iterations") as stopped:
+        run.go()
+    assert stopped.value.signal == number
+    assert saved_steps(tmp_path) == [5]
+    assert len(read_iterations(tmp_path / "iterations.bin")) == 5
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_during_an_evaluation_or_a_save(tmp_path, monkeypatch):
+    run = Run(tmp_path, intervals=Intervals(3, 100))
+    run.reporter.evaluated = lambda row: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run.go()
+    assert saved_steps(tmp_path) == [3]
+    again = Run(tmp_path, intervals=Intervals(100, 7))
+    save = checkpoint.save
+
+    def signal_first(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return save(*arguments)
+
+    monkeypatch.setattr(loop.checkpoint, "save", signal_first)
+    with pytest.raises(Stopped):
+        again.go()
+    assert saved_steps(tmp_path) == [3, 7]
+
+
+def test_a_signal_in_the_last_step_does_not_stop_the_run(tmp_path):
+    run = Run(tmp_path, hooks={ITERATIONS - 1: stop_here})
+    run.go()
+    assert run.training.step == ITERATIONS
+
+
+def test_a_second_signal_ends_the_process_at_once(python):
+    result = python(
+        "import signal\n"
+        "from resnet_tf.training.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print(stop.signal == signal.SIGTERM, flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "True\n")
+
+
+def assert_checkpoints_finite(path):
+    for file in (path / "checkpoints").glob("*.npz"):
+        with np.load(file) as archive:
+            assert all(np.isfinite(archive[key]).all() for key in archive.files)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_diverging_loss_stops_the_run(tmp_path, value):
+    def diverge(run, result):
+        for variable in run.model.variables:
+            variable.assign(variable * value)
+        return np.array([value, 0, 0], np.float32)
+
+    run = Run(tmp_path, hooks={6: diverge})
+    with pytest.raises(Diverged, match=rf"the loss is {value} at iteration 6, learning rate 0.01 .*of iteration 6\)"):
+        run.go()
+    assert saved_steps(tmp_path) == [4, 6]
+    assert_checkpoints_finite(tmp_path)
+    assert np.isfinite(read_iterations(tmp_path / "iterations.bin")["loss"]).all()
+    assert [row["iteration"] for row in run.training.rows] == [3, 6]
+    again = Run(tmp_path)  # with the cause mended, it goes on
+    assert again.go()
+    assert again.training.step == ITERATIONS
+
+
+def test_the_first_bad_iteration_of_a_block_is_named(tmp_path):
+    run = Run(tmp_path, hooks={4: nan_here, 6: nan_here}, intervals=Intervals(100, 100))
+    with pytest.raises(Diverged, match=r"at iteration 4, learning rate 0.1 \(no checkpoint\)"):
+        run.go()
+    assert saved_steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_weights_that_broke_under_a_finite_loss_are_not_saved(tmp_path, which):
+    def poison(run, result):
+        run.model.variables[which].assign(run.model.variables[which] * np.nan)
+        return result
+
+    run = Run(tmp_path, hooks={5: poison})
+    with pytest.raises(Diverged, match="a variable of the model is not finite at iteration 5"):
+        run.go()
+    assert saved_steps(tmp_path) == [2, 4]
+    assert [row["iteration"] for row in run.training.rows] == [3]
+    assert_checkpoints_finite(tmp_path)
+
+
+def failing(times, step=6):
+    left = [times]
+
+    def hook(run, result):
+        left[0] -= 1
+        return nan_here(run, result) if left[0] >= 0 else result
+
+    return {step: hook}
+
+
+def test_a_rollback_halves_the_learning_rate(tmp_path):
+    run = Run(tmp_path, hooks=failing(1, 7), rollbacks=3)
+    run.go()
+    assert run.rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.005] * 2 + [0.0005] * 2)
+    assert any("rolled back to iteration 6 with the learning rate times 0.5" in line for line in run.reporter.lines)
+    assert len(read_iterations(tmp_path / "iterations.bin")) == ITERATIONS
+    assert [row["iteration"] for row in run.training.rows] == [3, 6, 9, 10]
+
+
+def test_every_rollback_halves_again_and_the_fourth_gives_up(tmp_path):
+    run = Run(folder(tmp_path / "three"), hooks=failing(3), rollbacks=3)
+    run.go()
+    assert run.rates[-1] == pytest.approx(0.001 / 8)
+    run = Run(folder(tmp_path / "four"), hooks=failing(4), rollbacks=3)
+    with pytest.raises(Diverged, match=r"the loss is nan at iteration 6, learning rate 0\.00125"):
+        run.go()
+    assert saved_steps(tmp_path / "four") == [4, 6]
+
+
+def test_rollbacks_are_counted_across_a_stop(tmp_path):
+    hooks = failing(2, 5) | {8: stop_here}
+    run = Run(tmp_path, hooks=hooks, rollbacks=3)
+    with pytest.raises(Stopped):
+        run.go()
+    again = Run(tmp_path, hooks=failing(9, 9), rollbacks=3)
+    with pytest.raises(Diverged):
+        again.go()
+    assert again.rates == pytest.approx([0.001 / 4, 0.001 / 8])
+
+
+def test_there_is_nothing_to_roll_back_to(tmp_path):
+    run = Run(tmp_path, hooks={1: nan_here}, rollbacks=3, intervals=Intervals(3, 4))
+    with pytest.raises(Diverged, match="there is no checkpoint to roll back to"):
+        run.go()
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+    whole = Run(folder(tmp_path / "whole"))
+    whole.go()
+    save = checkpoint.save
+
+    def full(path, step, arrays, state):
+        if step in (4, 6, 8):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(path, step, arrays, state)
+
+    monkeypatch.setattr(loop.checkpoint, "save", full)
+    run = Run(folder(tmp_path / "full"), hooks={8: stop_here})
+    with pytest.raises(Stopped):
+        run.go()
+    said = [line for line in run.reporter.lines if "could not write the checkpoint" in line]
+    assert [f"iteration {step}: No space left on device" in line for step, line in zip((4, 6, 8), said, strict=True)]
+    assert saved_steps(tmp_path / "full") == [2, 9]
+    again = Run(tmp_path / "full")
+    again.go()
+    assert again.outcome() == whole.outcome()
+
+
+def test_a_disk_that_refuses_everything_but_the_checkpoints(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    whole = Run(folder(tmp_path / "whole"))
+    whole.go()
+    run = Run(folder(tmp_path / "full"))
+    run.training.save_best = full
+    monkeypatch.setattr(loop, "write_rows", full)
+    run.go()
+    assert any("could not write best.keras: Read-only file system" in line for line in run.reporter.lines)
+    assert any("could not write metrics.csv: Read-only file system" in line for line in run.reporter.lines)
+    assert run.outcome()[:3] == whole.outcome()[:3]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path):
+    whole = Run(folder(tmp_path / "whole"))
+    whole.go()
+    run = Run(folder(tmp_path / "damaged"), hooks={8: stop_here})
+    with pytest.raises(Stopped):
+        run.go()
+    (tmp_path / "damaged" / "checkpoints" / "step-000000009.npz").write_bytes(b"PK")
+    again = Run(tmp_path / "damaged")
+    assert again.go()
+    assert again.reporter.lines == ["checkpoint step-000000009.npz is damaged; going back to iteration 8"]
+    assert again.outcome() == whole.outcome()
+
+
+def test_a_log_that_is_gone(tmp_path):
+    run = Run(tmp_path, hooks={4: stop_here})
+    with pytest.raises(Stopped):
+        run.go()
+    (tmp_path / "iterations.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"iterations\.bin holds fewer than the 5 records.*--overwrite"):
+        Run(tmp_path).go()
+
+
+def test_checkpoints_of_another_network(tmp_path):
+    Run(tmp_path).go()
+    other = Run(tmp_path)
+    other.training.model = one_layer("other")
+    with pytest.raises(UserError, match=r"belong to another network or optimizer.*--overwrite.*--run-dir"):
+        other.training.resume()
+
+
+def test_a_schedule_with_feedback_sees_each_result_before_the_next_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet_tf.training.schedule.CHECK_EVERY", 3)
+    run = Run(tmp_path, intervals=Intervals(3, 100), warmup="error")
+    run.go()
+    # The error is below 80 % in the second window of three: (1 - 1/2 … 1/4) is 64 % on average in the first.
+    # The row of an evaluation at that very moment has the rate of the update before it.
+    assert run.rates == pytest.approx([0.01] * 3 + [0.1] * 2 + [0.01] * 3 + [0.001] * 2)
+    assert [row["learning_rate"] for row in run.training.rows] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_state_of_a_checkpoint_is_json(tmp_path):
+    Run(tmp_path).go()
+    state = checkpoint.load_newest(tmp_path / "checkpoints")[1]
+    assert json.loads(json.dumps(state)) == state
+    assert state["step"] == ITERATIONS

@@ -1,0 +1,158 @@
+import os
+
+import pytest
+
+from resnet_tf.errors import UserError
+from resnet_tf.training.run_folder import RunFolder, difference
+
+HOLD = """
+import sys
+from pathlib import Path
+from resnet_tf.errors import UserError
+from resnet_tf.training.run_folder import RunFolder
+try:
+    RunFolder(Path(sys.argv[1])).claim()
+except UserError as error:
+    print(error)
+else:
+    print("claimed")
+"""
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def started(path):
+    folder = RunFolder(path)
+    folder.claim()
+    folder.start({"model": "resnet8_v2", "seed": 0})
+    return folder
+
+
+def test_naming_a_folder_makes_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert folder.settings() is None
+    assert folder.report() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_knows_its_settings(tmp_path):
+    started(tmp_path / "a" / "b").release()
+    assert RunFolder(tmp_path / "a" / "b").settings() == {"model": "resnet8_v2", "seed": 0}
+
+
+def test_a_second_process_is_refused_and_told_who_has_it(tmp_path, python):
+    folder = started(tmp_path / "run")
+    result = python(HOLD, tmp_path / "run")
+    assert f"is in use by process {os.getpid()} on " in result.stdout
+    assert "--run-dir" in result.stdout
+    result = python(HOLD, tmp_path / "run")  # the first refusal has not removed the name
+    assert f"process {os.getpid()}" in result.stdout
+    folder.release()
+    assert python(HOLD, tmp_path / "run").stdout == "claimed\n"
+
+
+def test_the_lock_dies_with_its_process(tmp_path, python):
+    assert python(HOLD, tmp_path / "run").stdout == "claimed\n"
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    assert f"process {os.getpid()}" in (tmp_path / "run" / "lock").read_text()
+    folder.release()
+    folder.release()
+
+
+def test_a_second_claim_of_the_same_process_is_refused_too(tmp_path):
+    folder = started(tmp_path / "run")
+    with pytest.raises(UserError, match="is in use by process"):
+        RunFolder(tmp_path / "run").claim()
+    folder.release()
+
+
+def test_a_folder_of_other_things_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = content(tmp_path)
+    folder = RunFolder(tmp_path)
+    for call in (folder.settings, folder.empty):
+        with pytest.raises(UserError, match=r"no run of ours \(thesis.tex, …\).*--run-dir"):
+            call()
+    assert content(tmp_path) == before
+
+
+def test_leavings_of_a_killed_start_are_no_foreign_files(tmp_path):
+    (tmp_path / "lock").write_text("process 1")
+    (tmp_path / ".new-settings.json").write_text("{")
+    assert RunFolder(tmp_path).settings() is None
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("mine")
+    with pytest.raises(UserError, match=r"cannot be read \(Not a directory\)"):
+        RunFolder(path).settings()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder(path).claim()
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\).*--run-dir"):
+        RunFolder(path / "deeper").claim()
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", "\ufffd\0"])
+def test_damaged_settings(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UserError, match=r"settings\.json"):
+        RunFolder(tmp_path).settings()
+
+
+def test_emptying_removes_what_runs_write_and_nothing_else(tmp_path):
+    folder = started(tmp_path)
+    written = ("report.json", "final.keras", "final.json", "best.keras", "iterations.bin", "metrics.csv", "log.txt")
+    (tmp_path / "checkpoints").mkdir()
+    for name in (*written, "checkpoints/step-000000005.npz", "checkpoints/.new-step-000000006.npz"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "notes.md").write_text("mine")
+    folder.empty()
+    assert sorted(map(str, content(tmp_path))) == ["lock", "notes.md"]
+    folder.release()
+
+
+def test_an_interrupted_emptying_leaves_a_run(tmp_path, monkeypatch):
+    folder = started(tmp_path)
+    for name in ("report.json", "final.keras", "metrics.csv"):
+        (tmp_path / name).write_text("x")
+    original = type(tmp_path).unlink
+
+    def die(path, *arguments, **options):
+        if path.name == "metrics.csv":
+            raise KeyboardInterrupt
+        original(path, *arguments, **options)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", die)
+    with pytest.raises(KeyboardInterrupt):
+        folder.empty()
+    monkeypatch.undo()
+    assert folder.settings() is not None
+    assert folder.report() is None  # so that nobody takes the rest for a finished run
+    folder.empty()
+    folder.release()
+
+
+def test_the_log_outlives_a_folder_that_refuses(tmp_path):
+    folder = started(tmp_path / "run")
+    folder.log("first")
+    folder.log("second: ü")
+    lines = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == ["first", "second: ü"]
+    (tmp_path / "run" / "log.txt").unlink()
+    (tmp_path / "run" / "log.txt").mkdir()
+    folder.log("third")  # no exception
+    folder.release()
+
+
+def test_difference_of_settings():
+    assert difference({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) is None
+    assert difference({"a": 1}, {"a": 2}) == "a is 1 there, 2 here"
+    assert difference({"a": 1}, {"b": "x"}) == 'a is 1 there, null here; b is null there, "x" here'
+    many = difference(dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2))
+    assert many.count(";") == 3
+    assert len(difference({"a": "x" * 1_000}, {})) < 120

@@ -1,0 +1,98 @@
+import sys
+
+import pytest
+
+from resnet_tf.cli import tune
+from resnet_tf.errors import UserError
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from resnet_tf.cli.study import Space, open_study, run_study
+
+def objective(number, chosen, report):
+    print(number, chosen["learning_rate"], flush=True)
+    if number == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return chosen["learning_rate"]
+
+study = open_study(Path(sys.argv[1]), 0)
+run_study(study, Space(width=(1, 2)), 8, objective)
+print("done", len([t for t in study.trials if t.state.name == "COMPLETE"]))
+"""
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'resnet_tf\[tune\]'"):
+        tune.main(["--trials", "1", "--study-dir", str(tmp_path / "study")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trials", "0"], "1 or more"),
+        (["--trials", "1", "--learning-rate", "1,0.1"], "no range"),
+        (["--trials", "1", "--recipe", "tutorial"], "no validation"),
+        (["--trials", "1", "--model", "nothing"], "not known"),
+        (["--trials", "1", "--dataset", "nothing"], "not known"),
+    ],
+)
+def test_what_is_refused(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "need", lambda module, extra: None)
+    with pytest.raises(UserError, match=message):
+        tune.main([*flags, "--study-dir", str(tmp_path / "study")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_study_loses_no_finished_trial(python, tmp_path):
+    optuna = pytest.importorskip("optuna", reason="needs the extra tune")
+    killed = python(KILLED, tmp_path / "study.db", 3)
+    assert killed.returncode == -9
+    assert [line.split()[0] for line in killed.stdout.splitlines()] == ["0", "1", "2", "3"]
+    resumed = python(KILLED, tmp_path / "study.db", -1)
+    assert resumed.stdout.splitlines()[-1] == "done 8", resumed.stderr
+    study = optuna.load_study(study_name="tune", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 5
+    tried = [line.split()[1] for line in (killed.stdout + resumed.stdout).splitlines() if line[0].isdigit()]
+    assert tried[4] == tried[3]  # what was under way is tried again
+    assert len(set(tried)) == len(tried) - 1  # and nothing else is
+
+
+def test_the_median_prunes(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    from resnet_tf.cli.study import Space, finished, open_study, run_study
+
+    study = open_study(tmp_path / "study.db", 0)
+
+    def objective(number, chosen, report):
+        good = number < 5
+        gave_up = [report(0.9 if good else 0.1, epoch) for epoch in range(1, 4)]
+        return None if any(gave_up) else 0.9
+
+    run_study(study, Space(), 6, objective)
+    assert [trial.state.name for trial in finished(study)] == ["COMPLETE"] * 5 + ["PRUNED"]
+
+
+def test_a_search_ends_in_a_train_command(small_data, shapes, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    from resnet_tf.cli import train_options, trial
+
+    monkeypatch.setattr(trial, "load_dataset", lambda name, data_dir: shapes)
+    flags = ["--trials", "2", "--dataset", "shapes", "--model", "resnet8_v2", "--epochs", "1", "--batch-size", "16,32"]
+    flags += ["--device", "cpu", "--study-dir", str(tmp_path / "study")]
+    result = tune.main(flags)
+    assert result["trials"] == 2
+    parts = result["command"].split()
+    assert parts[:2] == ["python", "train.py"]
+    request = train_options.parse_request(train_options.make_parser().parse_args(parts[2:]))
+    assert request.recipe.learning_rate == result["settings"]["learning_rate"]
+    assert (request.recipe.epochs, request.model, request.dataset) == (1.0, "resnet8_v2", "shapes")
+    # The best trial's folder was trained with the very same settings, and has no test result.
+    assert not list((tmp_path / "study").glob("trial*/report.json"))
+    assert "going on after" not in capsys.readouterr().out
+    assert tune.main(flags) == result
+    assert "going on after 2 finished trials" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another search"):
+        tune.main([*flags, "--width", "1,2"])
