@@ -29,9 +29,15 @@ FLAGS = [
     (("train", "--dataset", "cifar11"), "cifar11 is not known; allowed: cifar10, cifar100, shapes"),
     (("train", "--recipe", "he2017"), "'he2017' is not known; allowed: he2015"),
     ((*SHAPES, "--shortcut", "B"), "invalid choice: 'B'"),
-    ((*SHAPES, "--width", "0"), "--width 0 is out of range; give 1 or more"),
+    ((*SHAPES, "--width", "0"), "--width 0 is out of range; allowed: 1 to"),
     ((*SHAPES, "--width", "two"), "invalid int value: 'two'"),
     ((*SHAPES, "--seed", "-1"), "--seed -1 is out of range"),
+    ((*SHAPES, "--seed", "5000000000"), "--seed 5000000000 is out of range; allowed: 0 to 4294967295"),
+    ((*SHAPES, "--seeds", "0,1,0"), "names a seed twice"),
+    ((*SHAPES, "--model", "plain20", "--shortcut", "projection"), "take --model resnet20_v1"),
+    ((*SHAPES, "--batch-size", "16", "--model", "resnet18", "--width", "2"), "resnet18 has no option width"),
+    ((*SHAPES, "--warmup", "iterations", "--recipe", "he2015"), "add --warmup-iterations N"),
+    ((*SHAPES, "--steps-per-call", "0"), "--steps-per-call 0 is out of range"),
     ((*SHAPES, "--threads", "-2"), "--threads -2 is out of range"),
     ((*SHAPES, "--eval-every", "0"), "--eval-every 0 is out of range"),
     ((*SHAPES, "--batch-size", "0"), "--batch-size 0 is out of range; allowed: 1 to"),
@@ -75,6 +81,16 @@ FLAGS = [
     (("evaluate", "seven.keras", "--dataset", "mnist"), "mnist is not known"),
     (("evaluate", "seven.keras", "--dataset", "shapes", "--batch-size", "0"), "--batch-size 0 is out of range"),
     (("evaluate", "seven.keras", "--dataset", "shapes", "--json", "no/such/x.json"), "the folder does not exist"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--json", "folder"), "--json folder is a folder; give a file"),
+    (("predict", "nowhere.keras", "picture.png"), "nowhere.keras"),
+    (("predict", "seven.keras", "notes.txt", "--top", "0"), "--top"),
+    (("export", "nowhere.keras", "--format", "tflite"), "nowhere.keras does not exist"),
+    (("export", "seven.keras", "--format", "pth"), "invalid choice: 'pth'"),
+    (("summary", "resnet21"), "resnet21"),
+    (("compare", "folder"), "folder"),
+    (("import-weights", "nowhere.pth", "--model", "resnet18", "--output", "out.keras"), "nowhere.pth"),
+    (("import-weights", "hostile.pth", "--model", "resnet18", "--output", "out.keras"), "hostile.pth"),
+    (("import-weights", "notes.txt", "--model", "resnet18", "--output", "out.keras"), "notes.txt"),
     (("evaluate", "seven.keras", "--best"), "--best goes with the folder of a run"),
     (("evaluate", "folder"), "finish the run first"),
     (("evaluate", "badside.keras", "--dataset", "shapes"), "badside.json cannot be read"),
@@ -139,6 +155,7 @@ def _archives(folder: Path) -> None:
         archive.add(folder / "notes.txt", "/tmp/escaped-resnet-tf")
         hostile = folder / "noise"
         archive.add(hostile, "cifar-10-batches-py/readme.html")
+    (folder / "hostile.pth").write_bytes(pickle.dumps(_Hostile(), protocol=2))
     for name, content in (("hostile", pickle.dumps(_Hostile(), protocol=2)), ("incomplete", noise[:5000])):
         batches = folder / name / "cifar-10-batches-py"
         batches.mkdir(parents=True)

@@ -274,7 +274,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, train):
         (["--dataset", "mnist"], "--dataset mnist is not known; allowed: cifar10, cifar100, shapes"),
         (["--recipe", "he2017"], "recipe 'he2017' is not known; allowed: he2015"),
         (["--seed", "-1"], "--seed -1 is out of range"),
-        (["--width", "0"], "--width 0 is out of range; give 1 or more"),
+        (["--width", "0"], "--width 0 is out of range; allowed: 1 to"),
         (["--threads", "-2"], "--threads -2 is out of range"),
         (["--eval-every", "0"], "--eval-every 0 is out of range"),
         (["--checkpoint-every", "5x"], "--checkpoint-every 5x is not understood; allowed: iterations (500) or minutes"),

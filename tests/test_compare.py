@@ -101,7 +101,7 @@ def test_seeds_in_turn(train_seeds, tmp_path, capsys):
 def test_seeds_that_are_refused(train_seeds, tmp_path):
     with pytest.raises(UserError, match="seed twice"):
         train_seeds("--seeds", "1,1")
-    with pytest.raises(UserError, match="0 or more"):
+    with pytest.raises(UserError, match="allowed: 0 to"):
         train_seeds("--seeds", "0,-1", "--run-dir", str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 

@@ -158,7 +158,8 @@ class Job:
             on_evaluation=on_evaluation or Watchers(self._watchers(folder, progress.say), progress.say),
         )
         progress.say(
-            f"{request.model} on {request.dataset} ({self.data.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
+            f"{request.model} on {request.dataset} ({self.data.source}), "
+            f"recipe {recipe.name}: {describe_recipe(recipe)}"
         )
         progress.say(device)
         if self.training.resume():

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from resnet_tf.cli.command import Parser

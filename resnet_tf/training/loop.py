@@ -196,11 +196,9 @@ class Training:
     def _pause(self, evaluate: bool, save: bool, rate: float) -> None:
         """What happens between two updates; `rate` was the learning rate of the one before."""
         self._check_variables()
-        best = self.best
         if evaluate:
             self._evaluate(rate)
-        # A checkpoint follows every new best, so that a rollback never finds a best.keras from a future it left.
-        if save or self.best is not best or (evaluate and self.intervals.checkpoint_iterations is None):
+        if save or (evaluate and self.intervals.checkpoint_iterations is None):
             self._save()
         if evaluate and self.on_evaluation is not None:
             began = time.monotonic()
@@ -305,11 +303,12 @@ class Training:
 
     def _roll_back(self, why: str) -> None:
         self.reporter.say(why)
-        rolled_back = self._rolled_back + 1
+        rolled_back, best = self._rolled_back + 1, self.best
         if not self.resume():
             raise Diverged(f"{why}; there is no checkpoint to roll back to")
         self.schedule.state["factor"] *= 0.5 ** (rolled_back - self._rolled_back)
         self._rolled_back = rolled_back
+        self.best = best  # best.keras is on the disk, whatever came after it
         self.reporter.say(
             f"rolled back to iteration {self.step} with the learning rate times {self.schedule.state['factor']:g}"
         )
