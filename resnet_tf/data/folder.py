@@ -1,0 +1,124 @@
+"""Images in a folder per class, with or without a folder per split around them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from resnet_tf.data.image_files import ImageFiles, natural_order
+from resnet_tf.errors import UserError
+from resnet_tf.images import SUFFIXES
+
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
+    """Find the images under a folder; none is opened.
+
+    A `train` folder that itself holds folders makes this a data set with splits: `train`, `val` (or `valid`,
+    `validation`) and `test`, in any case of letters; what else lies beside them is left alone. Otherwise the folders
+    are the classes, and all images are in "train".
+
+    A class has the images at any depth of its folder, by suffix (`SUFFIXES`); a folder that is named like an image
+    is searched as any other. Links are followed, but never to a folder that was seen before or that the class lies
+    in. What is named with a leading dot is left alone. The classes are those of "train", in natural order ("2" before
+    "10"), files are in order of their paths.
+
+    Args:
+        path: the folder.
+        class_names: the classes in the order of their labels, where a model has settled them before.
+
+    Returns:
+        Files by split: "train", and "validation" and "test" where there are such.
+
+    Raises:
+        UserError: the folder or one in it cannot be read, has no class folders or no images, has a split twice or
+            none to train on, or has a class in one split that the classes do not know.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"{root} is no folder; give one that holds a folder of images per class, or a list with list:FILE"
+        )
+    splits = _splits(root)
+    names = tuple(class_names or natural_order(_folders(splits["train"])))
+    found = {split: _read_split(folder, names) for split, folder in splits.items()}
+    if not any(len(files) for files in found.values()):
+        raise UserError(f"{root} holds no images in its class folders; image files end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    folders = _folders(root)
+    if not folders:
+        raise UserError(f"{root} holds no class folders; put the images of each class into a folder named after it")
+    named = [name for name in folders if name.lower() in _SPLITS]
+    trains = [name for name in named if _SPLITS[name.lower()] == "train" and _folders(root / name)]
+    if not trains:
+        if len(named) == len(folders):
+            raise UserError(f"{root} holds {' and '.join(named)} but no train/ with class folders; add it")
+        return {"train": root}
+    splits: dict[str, Path] = {}
+    for name in named:
+        split = _SPLITS[name.lower()]
+        if split in splits:
+            raise UserError(f"{root} holds both {splits[split].name}/ and {name}/; keep one for the {split} images")
+        splits[split] = root / name
+    return splits
+
+
+def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
+    unknown = [name for name in _folders(folder) if name not in class_names]
+    if unknown:
+        raise UserError(
+            f"{folder} has {_some(unknown)}, which the {len(class_names)} classes ({_some(class_names)}) do not know; "
+            "rename or remove it"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        members = sorted(_images(folder / name)) if (folder / name).is_dir() else []
+        paths += members
+        labels += [label] * len(members)
+    return ImageFiles(tuple(paths), np.array(labels, np.int32), class_names)
+
+
+def _images(folder: Path) -> Iterator[str]:
+    # The folders around it count as seen: a link up must not give this class everything.
+    seen = {_identity(parent) for parent in folder.resolve().parents}
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        identity = _identity(here)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (
+            os.path.join(here, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        )
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        _refuse(error)
+    # A link in a circle is no folder to os.path, and an error to os.scandir.
+    return natural_order(name for name in names if not name.startswith(".") and os.path.isdir(folder / name))
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant the right to, or move it") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

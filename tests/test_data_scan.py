@@ -1,0 +1,363 @@
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_tf.data.file_source import FileSource
+from resnet_tf.data.folder import read_folder
+from resnet_tf.data.image_files import ImageFiles
+from resnet_tf.data.listfile import read_list
+from resnet_tf.data.scan import scan
+from resnet_tf.errors import UserError
+from resnet_tf.images import read_image
+from resnet_tf.opencv import cv2
+from tests.test_images import CMYK, encoded, exif
+
+GOOD = 6
+
+
+def drawing(seed, height=24, width=32):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def jpeg_of(seed, *options):
+    return encoded(".jpg", drawing(seed), *options)
+
+
+def clean_tree(root):
+    """Two classes of three images each."""
+    for i in range(GOOD):
+        write(root / ("cat", "dog")[i % 2] / f"{i}.jpg", jpeg_of(i))
+    return root
+
+
+def damaged_in_the_middle():
+    whole = encoded(".jpg", drawing(100, 64, 64))
+    half, quarter = len(whole) // 2, len(whole) // 4
+    return whole[:half] + bytes(quarter) + whole[half + quarter :]
+
+
+@pytest.fixture
+def ill_tree(tmp_path):
+    """All that can go wrong with a tree, and what only looks as if it did; with what becomes of each."""
+    root = clean_tree(tmp_path / "data")
+    whole = jpeg_of(50)
+    write(root / "cat/empty.jpg", b"")
+    write(root / "cat/text.jpg", b"not an image, whatever it is called")
+    write(root / "cat/truncated.jpg", whole[: len(whole) // 2])
+    write(root / "cat/damaged.jpg", damaged_in_the_middle())
+    write(root / "cat/phone.heic", b"\0\0\0\x18ftypheic" + bytes(100))
+    write(root / "dog/sixteen.png", encoded(".png", drawing(51).astype(np.uint16) * 257))
+    write(root / "dog/grey.jpg", encoded(".jpg", drawing(52)[..., 0]))
+    write(root / "dog/rgba.png", cv2.imencode(".png", np.dstack([drawing(53), drawing(54)[..., :1]]))[1].tobytes())
+    write(root / "dog/cmyk.jpg", CMYK)
+    write(root / "dog/turned.jpg", whole[:2] + exif(6) + whole[2:])
+    write(root / "dog/folder.jpg/inside.jpg", jpeg_of(55))
+    write(root / "dog/copy.jpg", jpeg_of(0))
+    write(root / "lonely/only.jpg", jpeg_of(56))
+    (root / "empty class").mkdir()
+    (root / "dog/loop").symlink_to(root)
+    (root / "dog/loop.jpg").symlink_to(root / "dog/loop.jpg")
+    return root
+
+
+FINE = (
+    "dog/sixteen.png",
+    "dog/grey.jpg",
+    "dog/rgba.png",
+    "dog/cmyk.jpg",
+    "dog/turned.jpg",
+    "dog/folder.jpg/inside.jpg",
+)
+
+
+def test_everything_that_can_be_wrong_with_a_tree(ill_tree):
+    found = read_folder(ill_tree)
+    scanned = scan(found, on_bad="skip")
+    said = {problem.where.removeprefix(f"{ill_tree}/"): str(problem).split(" (", 1)[1] for problem in scanned.problems}
+    assert said == {
+        "cat/empty.jpg": "empty)",
+        "cat/text.jpg": "no image)",
+        "cat/truncated.jpg": "truncated)",
+        "cat/damaged.jpg": "damaged)",
+        "cat/phone.heic": "no image)",
+        "dog/copy.jpg": f"copy of {ill_tree}/cat/0.jpg, which is of class cat)",
+        "dog/loop.jpg": "unreadable Too many levels of symbolic links)",
+        "class empty class": "without training images)",
+        "lonely/only.jpg": "the only training image of class lonely)",
+    }
+    assert scanned.counts()["no image"] == 2
+    kept = scanned.kept["train"]
+    assert kept.class_names == ("cat", "dog", "lonely")
+    classes = [kept.class_names[label] for label in kept.labels]
+    names = {os.path.relpath(path, ill_tree): name for path, name in zip(kept.paths, classes, strict=True)}
+    assert names == {
+        **{f"{('cat', 'dog')[i % 2]}/{i}.jpg": ("cat", "dog")[i % 2] for i in range(GOOD)},
+        **dict.fromkeys(FINE, "dog"),
+        "lonely/only.jpg": "lonely",
+    }
+
+
+def test_damage_is_found_that_the_decoder_passes_over(tmp_path):
+    root = clean_tree(tmp_path)
+    for i in range(3):
+        write(root / f"dog/damaged{i}.jpg", damaged_in_the_middle() + bytes(i))
+    assert read_image(root / "dog/damaged0.jpg").shape == (64, 64, 3)
+    assert scan(read_folder(root), on_bad="skip").counts() == {"damaged": 3}
+
+
+def test_what_is_kept_decodes_to_rgb(ill_tree):
+    kept = scan(read_folder(ill_tree), on_bad="skip").kept["train"]
+    source = FileSource(kept)
+    shapes = {os.path.relpath(path, ill_tree): source.image(i).shape for i, path in enumerate(kept.paths)}
+    assert len(source) == len(kept) == GOOD + len(FINE) + 1
+    assert shapes.pop("dog/turned.jpg") == (32, 24, 3)
+    assert shapes.pop("dog/cmyk.jpg") == (16, 16, 3)
+    assert set(shapes.values()) == {(24, 32, 3)}
+    sixteen = source.image(kept.paths.index(str(ill_tree / "dog/sixteen.png")))
+    np.testing.assert_array_equal(sixteen, drawing(51))
+
+
+def test_stop_says_all_in_one_line(ill_tree):
+    for i in range(5):
+        write(ill_tree / f"cat/more\n{i}.jpg", b"")
+    with pytest.raises(UserError) as caught:
+        scan(read_folder(ill_tree))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"14 problems among {GOOD + 14 + 5} images: {ill_tree}/cat/damaged.jpg (damaged); ")
+    assert message.count("; ") == 9 + 1 + 1
+    assert "; …; mend or remove them, or give --on-bad-image skip" in message
+    assert r"cat/more\n0.jpg (empty)" in message
+
+
+def test_a_clean_tree_is_kept_as_it_is(tmp_path, capfd):
+    found = read_folder(clean_tree(tmp_path))
+    scanned = scan(found)
+    assert scanned.problems == ()
+    assert scanned.kept["train"].paths == found["train"].paths
+    np.testing.assert_array_equal(scanned.kept["train"].labels, [0, 0, 0, 1, 1, 1])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_decoders_do_not_print_and_stderr_comes_back(ill_tree, capfd):
+    write(ill_tree / "cat/half.png", encoded(".png", drawing(1))[:500])
+    scan(read_folder(ill_tree), on_bad="skip")
+    os.write(2, b"back\n")
+    assert capfd.readouterr().err == "back\n"
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder of a user for whom file modes count: root reads everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_files_without_the_right_to_read(unprivileged):
+    root = clean_tree(unprivileged)
+    (root / "cat/0.jpg").chmod(0)
+    cache = root / "verdicts.json"
+    problem = "0.jpg (unreadable Permission denied)"
+    assert [str(p).endswith(problem) for p in scan(read_folder(root), on_bad="skip", cache=cache).problems] == [True]
+    # Granting the right changes neither size nor time.
+    (root / "cat/0.jpg").chmod(0o600)
+    assert scan(read_folder(root), cache=cache).problems == ()
+    (root / "dog").chmod(0)
+    with pytest.raises(UserError, match=r"dog cannot be read \(Permission denied\)"):
+        read_folder(root)
+    (root / "dog").chmod(0o700)
+
+
+def splits_of(tmp_path, **lists):
+    for split, lines in lists.items():
+        (tmp_path / split).write_text("\n".join(lines))
+    return read_list(*(tmp_path / split for split in lists))
+
+
+def test_of_copies_in_several_splits_the_one_of_the_test_images_stays(tmp_path):
+    clean_tree(tmp_path)
+    write(tmp_path / "again.jpg", jpeg_of(0))
+    found = splits_of(
+        tmp_path,
+        train=["cat/0.jpg cat", "cat/2.jpg cat", "dog/1.jpg dog", "dog/1.jpg dog", "cat/4.jpg cat", "dog/3.jpg dog"],
+        valid=["cat/2.jpg cat", "dog/5.jpg dog", "dog/3.jpg dog"],
+        test=["again.jpg cat", "dog/3.jpg dog"],
+    )
+    scanned = scan(found, on_bad="skip")
+    kept = {split: [os.path.relpath(p, tmp_path) for p in files.paths] for split, files in scanned.kept.items()}
+    assert kept == {
+        "train": ["dog/1.jpg", "cat/4.jpg"],
+        "validation": ["cat/2.jpg", "dog/5.jpg"],
+        "test": ["again.jpg", "dog/3.jpg"],
+    }
+    assert scanned.counts() == {"copy": 5, "the only training image": 2}
+
+
+def test_classes_without_training_images_leave_all_splits_and_the_others_move_up(tmp_path):
+    clean_tree(tmp_path)
+    write(tmp_path / "x.jpg", b"")
+    found = splits_of(
+        tmp_path,
+        train=["x.jpg bat", "cat/0.jpg cat", "cat/2.jpg cat", "dog/1.jpg dog", "dog/3.jpg dog"],
+        valid=["cat/4.jpg bat", "dog/5.jpg dog"],
+    )
+    assert found["train"].labels.tolist() == [0, 1, 1, 2, 2]
+    kept = scan(found, on_bad="skip").kept
+    assert kept["train"].class_names == kept["validation"].class_names == ("cat", "dog")
+    assert kept["train"].labels.tolist() == [0, 0, 1, 1]
+    assert (kept["validation"].labels.tolist(), len(kept["validation"].paths)) == ([1], 1)
+    assert kept["train"].labels.dtype == np.int32
+
+
+def test_too_little_to_train_on(tmp_path):
+    clean_tree(tmp_path)
+    write(tmp_path / "x.jpg", b"")
+    found = splits_of(tmp_path, train=["cat/0.jpg cat", "cat/2.jpg cat", "x.jpg dog"])
+    with pytest.raises(UserError, match=r"of 3 training images, 2 can be used, of 1 classes"):
+        scan(found, on_bad="skip")
+
+
+def test_images_to_evaluate_on_need_no_classes_filled(tmp_path):
+    found = {"test": read_folder(clean_tree(tmp_path), ["ant", "cat", "dog"])["train"]}
+    scanned = scan(found)
+    assert scanned.kept["test"].class_names == ("ant", "cat", "dog")
+    assert scanned.problems == ()
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The files that a scan decodes."""
+    from resnet_tf.data import scan as module
+
+    decoded = []
+    judge = module.judge
+    monkeypatch.setattr(module, "judge", lambda path: decoded.append(Path(path).name) or judge(path))
+    return decoded
+
+
+def test_verdicts_are_kept_until_a_file_changes(ill_tree, tmp_path, counted):
+    cache = tmp_path / "cache" / "verdicts.json"
+    first = scan(read_folder(ill_tree), on_bad="skip", cache=cache)
+    counted.clear()
+    again = scan(read_folder(ill_tree), on_bad="skip", cache=cache)
+    # What could not be read is tried again.
+    assert sorted(counted) == ["empty.jpg", "loop.jpg"]
+    assert (again.problems, again.fingerprints) == (first.problems, first.fingerprints)
+    counted.clear()
+    write(ill_tree / "cat/0.jpg", jpeg_of(60))
+    os.utime(ill_tree / "cat/2.jpg", ns=(1, 1))
+    scan(read_folder(ill_tree), on_bad="skip", cache=cache)
+    assert sorted(counted) == ["0.jpg", "2.jpg", "empty.jpg", "loop.jpg"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[1, 2]",
+        lambda text: "null",
+        lambda text: text.replace('"version":1', '"version":0'),
+        lambda text: text.replace('"opencv":"', '"opencv":"0'),
+        lambda text: json.dumps({**json.loads(text), "files": [1]}),
+        lambda text: re.sub(r'"[0-9a-f]{32}"', "3", text),
+        lambda text: re.sub(r'"[0-9a-f]{32}",', "", text),
+    ],
+)
+def test_a_damaged_cache_is_ignored_and_replaced(tmp_path, counted, damage):
+    root, cache = clean_tree(tmp_path / "data"), tmp_path / "verdicts.json"
+    scan(read_folder(root), cache=cache)
+    good = cache.read_text()
+    cache.write_text(damage(good))
+    counted.clear()
+    assert scan(read_folder(root), cache=cache).problems == ()
+    assert len(counted) == GOOD
+    assert json.loads(cache.read_text()) == json.loads(good)
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path):
+    root = clean_tree(tmp_path / "data")
+    assert scan(read_folder(root), cache=root / "cat/0.jpg" / "verdicts.json").problems == ()
+
+
+def test_an_interrupted_scan_keeps_what_it_found(tmp_path, monkeypatch, counted):
+    from resnet_tf.data import scan as module
+
+    root, cache = clean_tree(tmp_path / "data"), tmp_path / "verdicts.json"
+    write(root / "cat/0 damaged.jpg", damaged_in_the_middle())
+    judge = module.judge
+
+    def interrupted(path):
+        if path.endswith("dog/5.jpg"):
+            raise KeyboardInterrupt
+        return judge(path)
+
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    monkeypatch.setattr(module, "judge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scan(read_folder(root), cache=cache, threads=1)
+    monkeypatch.setattr(module, "judge", judge)
+    # What a second look would have found to be damaged is not taken for good.
+    assert len(json.loads(cache.read_text())["files"]) == GOOD - 1
+    assert scan(read_folder(root), cache=cache, on_bad="skip").counts() == {"damaged": 1}
+
+
+def test_the_fingerprint_is_of_content_labels_and_names(tmp_path):
+    def of(root, labels=(0, 0, 0, 1, 1, 1), names=("cat", "dog")):
+        return scan({"train": ImageFiles(read_folder(root)["train"].paths, np.array(labels), names)}).fingerprints[
+            "train"
+        ]
+
+    one, two = clean_tree(tmp_path / "one"), clean_tree(tmp_path / "two")
+    assert len(of(one)) == 64
+    assert of(one) == of(two)
+    changed = {of(one), of(one, names=("a", "b")), of(one, labels=(0, 0, 1, 1, 1, 0))}
+    write(two / "cat/0.jpg", jpeg_of(70))
+    assert len(changed | {of(two)}) == 4
+
+
+def test_a_bar_shows_on_a_terminal(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    scan(read_folder(clean_tree(tmp_path)))
+    shown = capfd.readouterr().err
+    assert "checking" in shown
+    assert f"{GOOD}/{GOOD}" in shown
+
+
+def test_threads_and_chunks_do_not_change_the_outcome(ill_tree, monkeypatch):
+    from resnet_tf.data import scan as module
+
+    outcomes = []
+    for threads, chunk in ((1, 1), (8, 2), (2, 100)):
+        monkeypatch.setattr(module, "_CHUNK", chunk)
+        scanned = scan(read_folder(ill_tree), on_bad="skip", threads=threads)
+        outcomes.append((scanned.problems, scanned.fingerprints))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_a_file_that_goes_away_after_the_scan(tmp_path):
+    root = clean_tree(tmp_path)
+    source = FileSource(scan(read_folder(root)).kept["train"])
+    (root / "cat/2.jpg").unlink()
+    assert source.image(0).shape == (24, 32, 3)
+    with pytest.raises(UserError, match=r"cat/2.jpg cannot be decoded \(unreadable: No such file"):
+        source.image(1)
