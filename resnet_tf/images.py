@@ -88,7 +88,7 @@ def decode_image(data: bytes, channels: int = 3, least: int | None = None) -> Pi
     """
     picture = jpeg.inspect(data) if data.startswith(jpeg.SIGNATURE) else None
     width, height = (picture.width, picture.height) if picture else headers.stored_size(data) or (0, 0)
-    # OpenCV's own limit would have to be set before Keras imports it.
+    # OpenCV's own limit is eight times as high, and could only be lowered before Keras imports it.
     if width * height > MAX_PIXELS:
         raise UnreadableImageError("too large")
     # Some versions of OpenCV fill what is missing of a JPEG with grey and say nothing.

@@ -1,11 +1,6 @@
 """OpenCV, imported in one place so that a missing system library gets one helpful message."""
 
-import os
-
 from resnet_tf.errors import UserError
-
-# OpenCV reads this when it is imported, and checks a picture's size by it before it takes the memory.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 try:
     import cv2

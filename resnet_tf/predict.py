@@ -11,28 +11,10 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.errors import UserError
-from resnet_tf.opencv import cv2
+from resnet_tf.framing import Framing, frame
+from resnet_tf.images import SUFFIXES, Pixels, UnreadableImageError, read_image
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 BATCHES_AHEAD = 3
-
-Pixels = np.ndarray  # (height, width, channels) or a batch of them, uint8
-
-
-class UnreadableImageError(Exception):
-    """A file is no image that can be decoded; the message says why."""
-
-
-@dataclass(frozen=True)
-class Framing:
-    """Which part of a picture the network sees: its shorter side as `resize` pixels, and of that the centre.
-
-    `height` and `width` are those of the crop, both at most `resize`.
-    """
-
-    resize: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -67,62 +49,6 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def read_image(path: Path, channels: int = 3) -> Pixels:
-    """Decode an image file, turned as its EXIF orientation says.
-
-    Args:
-        path: a file of any format that OpenCV reads.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        Pixels (height, width, channels).
-
-    Raises:
-        UnreadableImageError: the file cannot be read, is no image, is damaged, or is larger than OpenCV's limit
-            (OPENCV_IO_MAX_IMAGE_PIXELS), which it checks before it takes the memory.
-    """
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE) if data.size else None
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from error
-    except cv2.error as error:
-        too_large = "MAX_IMAGE" in str(error)
-        raise UnreadableImageError("too large" if too_large else "no image, or a damaged one") from error
-    if image is None:
-        raise UnreadableImageError("no image, or a damaged one" if data.size else "empty")
-    pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., np.newaxis]
-    return pixels
-
-
-def centre_crop(image: Pixels, framing: Framing) -> Pixels:
-    """Resize the shorter side and cut out the centre, in the other order: what falls away is not resized first.
-
-    A picture of any proportions thus takes no more memory than it has, and the same part of it is seen.
-
-    Args:
-        image: pixels (height, width, channels).
-        framing: the size to resize to and that of the crop.
-
-    Returns:
-        Pixels (framing.height, framing.width, channels).
-    """
-    height, width, channels = image.shape
-    zoom = max(framing.resize / min(height, width), framing.height / height, framing.width / width)
-    rows, columns = _centre(height, framing.height / zoom), _centre(width, framing.width / zoom)
-    part = np.ascontiguousarray(image[rows, columns])
-    # Averaging over the pixels that fall together is what antialiasing readers do; it cannot enlarge.
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    resized: Pixels = cv2.resize(part, (framing.width, framing.height), interpolation=how)
-    return resized.reshape(framing.height, framing.width, channels)
-
-
-def _centre(length: int, wanted: float) -> slice:
-    size = min(length, max(1, round(wanted)))
-    start = (length - size) // 2
-    return slice(start, start + size)
-
-
 def predict_files(
     paths: Sequence[Path],
     probabilities: Callable[[Pixels], np.ndarray],
@@ -149,7 +75,7 @@ def predict_files(
     """
 
     def load(path: Path) -> Pixels:
-        return centre_crop(read_image(path, channels), framing)
+        return frame(read_image(path, channels), framing)
 
     for batch in _batches(_loaded_ahead(paths, load, batch_size * BATCHES_AHEAD, threads), batch_size):
         readable = [pixels for _, pixels in batch if not isinstance(pixels, UnreadableImageError)]

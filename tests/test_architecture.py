@@ -88,7 +88,7 @@ def test_using_the_package_changes_no_environment(python):
         "import os, sys\n"
         "import keras\n"
         "before = dict(os.environ)\n"
-        "import resnet_tf\n"
+        "import resnet_tf, resnet_tf.predict\n"
         "model = resnet_tf.fused_view(resnet_tf.build_model('resnet8_v2'))\n"
         "assert dict(os.environ) == before\n"
         "assert keras.config.dtype_policy().name == 'float32'\n"

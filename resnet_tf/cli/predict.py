@@ -17,7 +17,8 @@ from resnet_tf.imagenet_classes import imagenet_classes
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.predict import Framing, Prediction
+    from resnet_tf.framing import Framing
+    from resnet_tf.predict import Prediction
 
 # What most ImageNet networks are tested with; smaller networks see the whole picture.
 USUAL_RESIZE, USUAL_CROP = 256, 224
@@ -164,7 +165,7 @@ def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int
     Raises:
         UserError: the crop does not fit the model, or is larger than the resized picture.
     """
-    from resnet_tf.predict import Framing
+    from resnet_tf.framing import Framing
 
     known = sidecar.get("preprocessing") or {}
     usual = crop or known.get("crop") or (known.get("shape") or [USUAL_CROP])[0] or USUAL_CROP
