@@ -237,7 +237,7 @@ def test_unreadable_files_are_named_skipped_and_counted(brightest_channel, tmp_p
     assert main(["predict", str(brightest_channel), *reasons, str(good), "--json", str(output)]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{good}\n  red 0.576\n")
-    named = [f"{file} could not be read: {reason}" for file, reason in reasons.items()]
+    named = [f"{file} is skipped: {reason}" for file, reason in reasons.items()]
     assert captured.err.splitlines() == [*named, "4 of 5 files could not be read"]
     result = json.loads(output.read_text())
     assert result["unreadable"] == [{"file": file, "reason": reason} for file, reason in reasons.items()]

@@ -130,7 +130,7 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
     for prediction in bar:
         if prediction.unreadable is not None:
             result["unreadable"].append({"file": str(prediction.path), "reason": prediction.unreadable})
-            tqdm.write(f"{prediction.path} could not be read: {prediction.unreadable}", file=sys.stderr)
+            tqdm.write(f"{prediction.path} is skipped: {prediction.unreadable}", file=sys.stderr)
         else:
             result["predictions"].append(_record(prediction, classes))
             tqdm.write(describe(result["predictions"][-1]), file=sys.stdout)
