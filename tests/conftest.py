@@ -43,9 +43,9 @@ def shapes():
 @pytest.fixture
 def small_data(monkeypatch, shapes):
     """Makes every command that asks for a data set get the small one."""
-    from resnet_tf.cli import evaluate, job
+    from resnet_tf.cli import material, scoring
 
-    for module in (job, evaluate):
+    for module in (material, scoring):
         monkeypatch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
 
 
@@ -63,13 +63,13 @@ def train(small_data):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, shapes):
     """A folder with a run of 12 iterations that nobody changes, the flags that made it, and its report."""
-    from resnet_tf.cli import evaluate, job
+    from resnet_tf.cli import material, scoring
     from resnet_tf.cli.train import main
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     argv = [*TINY, "--run-dir", str(folder), "--iterations", "12", "--eval-every", "5", "--precision", "float32"]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (job, evaluate):
+        for module in (material, scoring):
             patch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
         report = main(argv)
     return folder, argv, report

@@ -128,7 +128,7 @@ def test_damaged_files(finished_run, tmp_path):
         (["."], "final.keras does not exist; finish the run first"),
         (["model.h5"], "model.h5 is no .keras file"),
         (["good.keras", "--best"], "--best goes with the folder of a run"),
-        (["good.keras"], "does not say what it was trained on; give --dataset (cifar10, cifar100, shapes)"),
+        (["good.keras"], "does not say what it was trained on; give --dataset (cifar10, cifar100, shapes, folder:PATH"),
         (["good.keras", "--dataset", "shapes", "--batch-size", "0"], "--batch-size 0 is out of range"),
         (["good.keras", "--dataset", "shapes", "--json", "none/out.json"], "the folder does not exist"),
         ([], "the following arguments are required: MODEL_OR_RUN"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_tf import __version__
-from resnet_tf.cli import job
+from resnet_tf.cli import job, material, results
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
@@ -236,7 +236,7 @@ def test_a_full_disk_at_the_end_leaves_the_run_resumable(tmp_path, monkeypatch, 
         def full(*arguments):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(job, "write_with", full)
+        patch.setattr(results, "write_with", full)
         with pytest.raises(UserError, match=r"No space left on device.*run the same command again"):
             train(folder, *flags)
     assert not (folder / "report.json").exists()
@@ -254,7 +254,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch, train
     changed = shapes.train.images.copy()
     changed[7, 3, 3] ^= 1
     other = dataclasses.replace(shapes, train=dataclasses.replace(shapes.train, images=changed), source="tampered")
-    monkeypatch.setattr(job, "load_dataset", lambda name, data_dir: other)
+    monkeypatch.setattr(material, "load_dataset", lambda name, data_dir: other)
     with pytest.raises(UserError, match=r"started on other data \(built-in, here tampered\)"):
         train(folder, "--iterations", "3")
 

@@ -190,6 +190,9 @@ def test_the_framing_of_a_model():
     small, known = {"preprocessing": {"shape": [32, 32, 3]}}, {"preprocessing": {"resize": 80, "crop": 64}}
     assert framing_of((None, None, None, 3), small, None, None) == Framing(32, 32, 32)
     assert framing_of((None, 64, 64, 3), known, None, None) == Framing(80, 64, 64)
+    squashed = {"preprocessing": {"framing": {"resize": None, "height": 64, "width": 64}}}
+    assert framing_of((None, 64, 64, 3), squashed, None, None) == Framing(None, 64, 64)
+    assert framing_of((None, 64, 64, 3), squashed, 80, None) == Framing(80, 64, 64)
     assert framing_of((None, None, None, 3), {}, 300, 288) == Framing(300, 288, 288)
     assert framing_of((None, None, None, 3), {}, None, 288) == Framing(329, 288, 288)
     with pytest.raises(UserError, match="--crop 200 does not fit the model, which takes 224x224"):

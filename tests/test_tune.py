@@ -75,11 +75,10 @@ def test_the_median_prunes(tmp_path):
     assert [trial.state.name for trial in finished(study)] == ["COMPLETE"] * 5 + ["PRUNED"]
 
 
-def test_a_search_ends_in_a_train_command(small_data, shapes, monkeypatch, tmp_path, capsys):
+def test_a_search_ends_in_a_train_command(small_data, tmp_path, capsys):
     pytest.importorskip("optuna", reason="needs the extra tune")
-    from resnet_tf.cli import train_options, trial
+    from resnet_tf.cli import train_options
 
-    monkeypatch.setattr(trial, "load_dataset", lambda name, data_dir: shapes)
     flags = ["--trials", "2", "--dataset", "shapes", "--model", "resnet8_v2", "--epochs", "1", "--batch-size", "16,32"]
     flags += ["--device", "cpu", "--study-dir", str(tmp_path / "study")]
     result = tune.main(flags)

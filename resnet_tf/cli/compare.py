@@ -99,7 +99,7 @@ def _result(folder: Path, settings: dict[str, Any]) -> RunResult:
         recipe=settings["recipe.name"],
         seed=settings["seed"],
         validation=rows[-1].get("validation_accuracy") if rows else None,
-        test=report["test"]["top1"] if "test" in report else None,
+        test=report["test"]["top1"] if report.get("test") else None,
         images_per_second=training.get("median_images_per_second"),
         seconds=training.get("seconds") or (rows[-1].get("seconds") if rows else None),
     )

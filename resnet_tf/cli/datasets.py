@@ -1,11 +1,42 @@
 """The data sets by name, as the commands know them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_tf.data.dataset import Dataset
 from resnet_tf.errors import UserError
 
+if TYPE_CHECKING:
+    pass
+
 DATASETS = ("cifar10", "cifar100", "shapes")
+OWN_FORMS = ("folder:PATH", "list:TRAIN[,VALID[,TEST]]")
+ON_BAD = ("stop", "skip")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for a user's own image files."""
+    return name.startswith(("folder:", "list:"))
+
+
+def check_name(name: str, data_dir: str | None = None) -> None:
+    """Find out whether a name can stand for data, without looking for any.
+
+    Raises:
+        UserError: it cannot, or --data-dir does not go with it.
+    """
+    if name not in DATASETS and not is_own(name):
+        raise UserError(f"--dataset {name} is not known; allowed: {', '.join((*DATASETS, *OWN_FORMS))}")
+    if data_dir is not None and is_own(name):
+        raise UserError(f"--data-dir does not go with --dataset {name}, which says where it is; leave it out")
+
+
+def short_name(name: str) -> str:
+    """What a data set is called in the name of a run: of own images, the name of the folder or the first list."""
+    if not is_own(name):
+        return name
+    place = Path(name.partition(":")[2].partition(",")[0].strip()).absolute()
+    return place.stem if name.startswith("list:") else place.name
 
 
 def load_dataset(name: str, data_dir: str | None) -> Dataset:

@@ -1,24 +1,22 @@
 """`resnet-tf evaluate`: the score of a saved model on a test set."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
-from resnet_tf.cli.datasets import DATASETS, load_dataset
+from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.predictions import CHOICES
 from resnet_tf.files import write_json
-from resnet_tf.metrics import log_softmax
 
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.data.dataset import Dataset
-    from resnet_tf.evaluation.score import Score
+    from resnet_tf.cli.scoring import Labelled
 
 
 def make_parser() -> Parser:
@@ -29,9 +27,12 @@ def make_parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .keras file, or the folder of a run")
     parser.add_argument("--best", action="store_true", help="of a run: its best model by validation, not its final one")
-    parser.add_argument("--dataset", help=f"{', '.join(DATASETS)} (default: what the model was trained on)")
+    parser.add_argument(
+        "--dataset", help=f"{', '.join((*DATASETS, *OWN_FORMS))} (default: what the model was trained on)"
+    )
     parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
-    parser.add_argument("--batch-size", type=int, default=500, help="images at once (default: %(default)s)")
+    parser.add_argument("--on-bad-image", choices=ON_BAD, help="own images (default: as the model was trained)")
+    parser.add_argument("--batch-size", type=int, help="images at once (default: 500, fewer of large ones)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--report", metavar="DIR", help="write pictures, tables and report.html to this folder")
     parser.add_argument("--examples", choices=CHOICES, default="wrong", help="images it shows (default: %(default)s)")
@@ -55,24 +56,30 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     sidecar = read_sidecar(path)
     dataset = arguments.dataset or sidecar.get("dataset")
     if dataset is None:
-        raise UserError(f"{path} does not say what it was trained on; give --dataset ({', '.join(DATASETS)})")
-    if arguments.batch_size < 1:
+        raise UserError(
+            f"{path} does not say what it was trained on; give --dataset ({', '.join((*DATASETS, *OWN_FORMS))})"
+        )
+    check_name(dataset, arguments.data_dir)
+    if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size} is out of range; give 1 or more")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: the folder does not exist; make it or give another file")
     if arguments.json and Path(arguments.json).is_dir():
         raise UserError(f"--json {arguments.json} is a folder; give a file")
     load_tensorflow()
-    data = load_dataset(dataset, arguments.data_dir)
+    from resnet_tf.cli.scoring import find_tests, score_model
+
+    model = load_model(path)
+    tests = find_tests(model, sidecar, dataset, arguments)
     probabilities: list[np.ndarray] = []
-    result = score_file(path, data, arguments.batch_size, say=print, keep=probabilities.append).as_dict()
-    result["data_source"] = data.source
-    print(f"{path} on the test set of {dataset} ({data.source})")
-    print(describe(result, data.class_names))
+    result = score_model(model, path, tests, arguments.batch_size, say=print, keep=probabilities.append).as_dict()
+    result["data_source"] = tests.source
+    print(f"{path} on the test set of {dataset} ({tests.source})")
+    print(describe(result, tests.class_names))
     if arguments.json:
         write_json(Path(arguments.json), result)
     if arguments.report:
-        write_report_of(path, data, np.concatenate(probabilities), result, Path(arguments.report), arguments.examples)
+        write_report_of(path, tests, np.concatenate(probabilities), result, Path(arguments.report), arguments.examples)
     return result
 
 
@@ -131,57 +138,8 @@ def load_model(path: Path) -> "keras.Model":
         ) from error
 
 
-def check_input(model: "keras.Model", path: Path, data: "Dataset") -> None:
-    """Find out whether a model takes the images of a data set.
-
-    Raises:
-        UserError: it does not.
-    """
-    shape, size = model.input_shape, data.test.images.shape[1:]
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) != 4
-        or any(side not in (None, given) for side, given in zip(shape[1:], size, strict=True))
-    ):
-        raise UserError(f"{path} takes images of the shape {shape}, {data.name} has {size}")
-
-
-def score_file(
-    path: Path,
-    data: "Dataset",
-    batch_size: int = 500,
-    say: Callable[[str], None] | None = None,
-    keep: Callable[[np.ndarray], None] | None = None,
-) -> "Score":
-    """Score a saved model in float32 on the test part.
-
-    `say` is told how the output is taken, `keep` gets the probabilities (B, classes) batch by batch.
-
-    Raises:
-        UserError: the file is damaged, or its input or output does not fit the data.
-    """
-    from resnet_tf.evaluation.score import compiled_forward, head_kind, score
-    from resnet_tf.fused import fused_view
-
-    model = load_model(path)
-    check_input(model, path, data)
-    images = data.test.images
-    kind = head_kind(model)
-    if say is not None:
-        say(f"the model's output is taken as {kind}")
-    compiled = compiled_forward(fused_view(model))
-
-    def forward(batch: np.ndarray) -> np.ndarray:
-        outputs = np.asarray(compiled(batch))
-        if keep is not None:
-            keep(np.exp(log_softmax(outputs)) if kind == "logits" else outputs)
-        return outputs
-
-    return score(forward, images, data.test.labels, kind=kind, classes=len(data.class_names), batch_size=batch_size)
-
-
 def write_report_of(
-    path: Path, data: "Dataset", probabilities: np.ndarray, result: dict[str, Any], folder: Path, examples: str
+    path: Path, tests: "Labelled", probabilities: np.ndarray, result: dict[str, Any], folder: Path, examples: str
 ) -> None:
     """Write the report of a scored model, with the curves of its run where those lie beside it.
 
@@ -194,13 +152,13 @@ def write_report_of(
 
     curves = path.parent / "curves.png"
     try:
-        predictions = from_probabilities(probabilities, data.test.labels, data.class_names)
+        predictions = from_probabilities(probabilities, tests.part.labels, tuple(tests.class_names))
         write_report(
             folder,
             predictions,
-            data.test.images,
+            tests.part,
             result,
-            title=f"{path} on the test set of {data.name}",
+            title=f"{path} on the test set of {tests.name}",
             examples=examples,
             more_pictures=[("Course of the training", curves)] if curves.exists() else [],
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS, load_dataset
-from resnet_tf.cli.evaluate import check_input, load_model, model_path, read_sidecar
+from resnet_tf.cli.evaluate import load_model, model_path, read_sidecar
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
 
@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     path = model_path(Path(arguments.model), arguments.best)
     output = _output(arguments, path)
     load_tensorflow()
+    from resnet_tf.cli.scoring import check_input
     from resnet_tf.export import check_request, export_model
     from resnet_tf.folding import fold_batch_norm
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     original = load_model(path)
     data = None if arguments.dataset is None else load_dataset(arguments.dataset, arguments.data_dir)
     if data is not None:
-        check_input(original, path, data)
+        check_input(original, path, data.name, data.test.images.shape[1:])
     comparison = export_model(
         fold_batch_norm(original) if arguments.fold_bn else original,
         output,

@@ -168,6 +168,8 @@ def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int
     from resnet_tf.framing import Framing
 
     known = sidecar.get("preprocessing") or {}
+    if "framing" in known and resize is None and crop is None:
+        return Framing(**known["framing"])
     usual = crop or known.get("crop") or (known.get("shape") or [USUAL_CROP])[0] or USUAL_CROP
     height, width = (crop or side or usual for side in shape[1:3])
     if any(side not in (None, given) for side, given in zip(shape[1:3], (height, width), strict=True)):

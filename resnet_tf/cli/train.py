@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.cli.compare import compare_table
-from resnet_tf.cli.train_options import Request, describe_recipes, make_parser, parse_request
+from resnet_tf.cli.train_options import LATER, Request, describe_recipes, make_parser, parse_request
 from resnet_tf.errors import UserError
 from resnet_tf.training.run_folder import RunFolder, difference
 
@@ -86,7 +86,8 @@ def _finished(request: Request, folder: RunFolder) -> dict[str, Any] | None:
     settings = folder.settings()
     if settings is None:
         return None
-    asked = request.settings()
+    asked = LATER | request.settings()
+    settings = LATER | settings
     if request.precision != "auto":
         asked["precision"] = request.precision
     if request.threads:
@@ -108,16 +109,26 @@ def _command(argv: Sequence[str]) -> str:
 
 def summary(report: dict[str, Any]) -> str:
     """The result of a run in a line or two."""
-    test = report["test"]
-    settings = report["settings"]
-    lines = [
-        f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
-        f"{settings['data.source']}) after {report['iterations']} iterations"
-    ]
+    settings, test = report["settings"], report["test"]
+    if test is None:
+        lines = [f"no test images; {_validation(report)} after {report['iterations']} iterations"]
+    else:
+        lines = [
+            f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
+            f"{settings['data.source']}) after {report['iterations']} iterations"
+        ]
     if "best" in report:
         best = report["best"]
+        of_test = "" if best["test"] is None else f", test {100 * best['test']['top1']:.2f} %"
         lines.append(
-            f"best by validation: iteration {best['iteration']}, validation {100 * best['validation_accuracy']:.2f} %, "
-            f"test {100 * best['test']['top1']:.2f} %"
+            f"best by validation: iteration {best['iteration']}, "
+            f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
         )
     return "\n".join(lines)
+
+
+def _validation(report: dict[str, Any]) -> str:
+    accuracy = report["training"]["last_validation_accuracy"]
+    if accuracy is None:
+        return "and no validation images: nothing is known of its accuracy"
+    return f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"

@@ -3,20 +3,31 @@
 import argparse
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 from resnet_tf.cli.command import Parser
-from resnet_tf.cli.datasets import DATASETS
+from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS, check_name, is_own, short_name
 from resnet_tf.errors import UserError
-from resnet_tf.models.registry import model_options
+from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe, default_recipe, get_recipe, override
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 DEFAULT_CHECKPOINT_SECONDS = 300.0
+# Settings that came later, with what runs had before: where a setting has that value, it is not written down.
+LATER: dict[str, Any] = {"augment": None, "input_size": None, "on_bad_image": "stop"}
 
 _SEEDS = 2**32  # what NumPy and Keras take as a seed; more than any other number here needs
-_LEAST = {"seed": 0, "width": 1, "threads": 0, "eval_every": 1, "tensorboard_every": 1, "steps_per_call": 1}
+_LEAST = {
+    "seed": 0,
+    "width": 1,
+    "threads": 0,
+    "eval_every": 1,
+    "tensorboard_every": 1,
+    "steps_per_call": 1,
+    "input_size": 1,
+}
 
 _RECIPE_HELP = {
     "batch_size": "images a step",
@@ -50,7 +61,9 @@ def make_parser() -> Parser:
         description="Train a network by a recipe. The same command goes on with a run that was stopped.",
     )
     parser.add_argument("--model", default="resnet20_v2", help="network by name (default: %(default)s)")
-    parser.add_argument("--dataset", default="cifar10", help=f"{', '.join(DATASETS)} (default: %(default)s)")
+    parser.add_argument(
+        "--dataset", default="cifar10", help=f"{', '.join((*DATASETS, *OWN_FORMS))} (default: %(default)s)"
+    )
     parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
     parser.add_argument("--recipe", help=f"{', '.join(RECIPES)} (default: he2016 for v2 networks, else he2015)")
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
@@ -58,6 +71,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
     parser.add_argument("--seeds", type=_ints, metavar="K,K,…", help="several runs in turn, one folder each")
     _add_builder_flags(parser)
+    _add_image_flags(parser)
     _add_run_flags(parser)
     _add_recipe_flags(parser)
     return parser
@@ -68,6 +82,29 @@ def _add_builder_flags(parser: Parser) -> None:
     group.add_argument("--shortcut", choices=SHORTCUTS, help="default: the network's or the recipe's own")
     group.add_argument("--width", type=int, default=1, help="multiplies the channels (default: 1)")
     group.add_argument("--use-bias", action="store_true", help="give the convolutions a bias")
+
+
+def _add_image_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        help="how training images are varied, and all others framed (default: cifar; imagenet where own images train "
+        "a network of ImageNet's)",
+    )
+    group.add_argument(
+        "--input-size",
+        type=int,
+        metavar="PIXELS",
+        help="side that all images get on the fly (default: the data's; of own images 32, or 224 for networks of "
+        "ImageNet's)",
+    )
+    group.add_argument(
+        "--on-bad-image",
+        choices=ON_BAD,
+        default="stop",
+        help="what happens where own images are unreadable, damaged or there twice (default: %(default)s)",
+    )
 
 
 def _add_run_flags(parser: Parser) -> None:
@@ -139,18 +176,23 @@ class Request:
     rollbacks: int
     eval_train: bool = False
     tensorboard_every: int | None = None
+    augment: str | None = None
+    input_size: int | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, flat; precision and threads are added when they are known."""
         settings: dict[str, Any] = {"model": self.model, "dataset": self.dataset, "seed": self.seed}
         settings |= {f"builder.{key}": value for key, value in self.builder.items()}
         settings |= {f"recipe.{key}": value for key, value in self.recipe.as_dict().items() if key != "about"}
-        settings |= {"evaluate_every": self.evaluate_every}
-        return settings | {
+        settings |= {
+            "evaluate_every": self.evaluate_every,
             "steps_per_call": self.steps_per_call,
             "jit_compile": self.jit_compile,
             "deterministic": self.deterministic,
         }
+        settings |= {key: getattr(self, key) for key in ("augment", "input_size", "on_bad_image")}
+        return {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:
@@ -163,8 +205,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         model_options(arguments.model)
     except ValueError as error:
         raise UserError(f"--{error}; see --list-models") from error
-    if arguments.dataset not in DATASETS:
-        raise UserError(f"--dataset {arguments.dataset} is not known; allowed: {', '.join(DATASETS)}")
+    check_name(arguments.dataset, arguments.data_dir)
     for flag, low in _LEAST.items():
         value = getattr(arguments, flag)
         if value is not None and not low <= value < _SEEDS:
@@ -172,7 +213,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     recipe = _recipe(arguments)
     shortcut = _shortcut(arguments, recipe)
     iterations, seconds = _checkpoint_interval(arguments.checkpoint_every)
-    name = "-".join(part for part in (arguments.model, shortcut, arguments.dataset, recipe.name) if part)
+    name = "-".join(part for part in (arguments.model, shortcut, short_name(arguments.dataset), recipe.name) if part)
     return Request(
         model=arguments.model,
         builder={"shortcut": shortcut, "width": arguments.width, "use_bias": arguments.use_bias},
@@ -194,7 +235,19 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         rollbacks=3 if arguments.on_nan == "rollback" else 0,
         eval_train=arguments.eval_train,
         tensorboard_every=arguments.tensorboard_every if arguments.tensorboard else None,
+        **_images(arguments),
     )
+
+
+def _images(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the images are to be treated: own ones have no usual way, so that the network decides."""
+    small = arguments.model in CIFAR_NETWORKS
+    own = is_own(arguments.dataset)
+    return {
+        "augment": arguments.augment or (("cifar" if small else "imagenet") if own else None),
+        "input_size": arguments.input_size or ((32 if small else 224) if own else None),
+        "on_bad_image": arguments.on_bad_image,
+    }
 
 
 def _shortcut(arguments: argparse.Namespace, recipe: Recipe) -> str | None:

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.job import Job
+from resnet_tf.cli.material import make_material, open_images
 from resnet_tf.cli.study import Report
 from resnet_tf.cli.train_options import Request
 from resnet_tf.training.contracts import Diverged
@@ -32,7 +32,7 @@ class Trials:
         self._threads = set_threads(request.threads)
         self._device = choose_device(request.device)
         self._policy, _ = choose_precision(request.precision, self._device)
-        self._data = load_dataset(request.dataset, request.data_dir)
+        self._images = open_images(request)
 
     def run(self, request: Request, report: Report) -> float | None:
         """Train, and tell `report` the validation accuracy of each epoch.
@@ -53,7 +53,7 @@ class Trials:
         gc.collect()
         folder = RunFolder(Path(request.run_dir))
         with tf.device(self._device.name):
-            job = Job(request, self._data, self._policy, self._device)
+            job = Job(request, make_material(self._images, request), self._policy, self._device)
             folder.claim()
             try:
                 folder.start(request.settings() | {"precision": self._policy, "threads": self._threads})

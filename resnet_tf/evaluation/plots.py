@@ -4,7 +4,7 @@ Each raises UserError where matplotlib is not installed.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 from resnet_tf import metrics
 from resnet_tf.evaluation.canvas import INK, PALE, figure
 from resnet_tf.evaluation.predictions import Predictions, choose_examples
+
+
+class Pictures(Protocol):
+    """Images by index: an array of them, or whatever reads them when they are asked for."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Image `index`, uint8 (H, W, 3 or 1)."""
+        ...
+
 
 _FEW = 25  # classes up to which cells are large; above, everything is set small and only cells with images get a number
 _CAPTIONS = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
@@ -76,11 +85,11 @@ def draw_calibration(predictions: Predictions, bins: int = 15) -> Any:
     return made
 
 
-def draw_examples(images: NDArray[np.uint8], predictions: Predictions, choice: str, rows: int = 4) -> Any:
+def draw_examples(images: Pictures, predictions: Predictions, choice: str, rows: int = 4) -> Any:
     """A grid of images with what was predicted, how surely, and what is true.
 
     Args:
-        images: all images of the set, uint8 (N, H, W, 3 or 1).
+        images: gives image i of the set, uint8 (H, W, 3 or 1); an array (N, H, W, 3 or 1) will do.
         predictions: what was said of them.
         choice: "wrong", "right" or "random", as in `choose_examples`.
         rows: rows of six images.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from resnet_tf import metrics
 from resnet_tf.evaluation.canvas import can_draw, save
 from resnet_tf.evaluation.page import Page
-from resnet_tf.evaluation.plots import draw_calibration, draw_confusion, draw_examples
+from resnet_tf.evaluation.plots import Pictures, draw_calibration, draw_confusion, draw_examples
 from resnet_tf.evaluation.predictions import Predictions, most_confused
 from resnet_tf.files import write_json, write_text
 
@@ -24,7 +24,7 @@ _CONFUSIONS = 10
 def write_report(
     folder: Path,
     predictions: Predictions,
-    images: NDArray[np.uint8],
+    images: Pictures,
     numbers: dict[str, Any],
     *,
     title: str,
@@ -36,7 +36,7 @@ def write_report(
     Args:
         folder: made if missing; files of the same names are replaced.
         predictions: what the model said of the N images.
-        images: uint8 (N, H, W, C).
+        images: gives image i, uint8 (H, W, C); an array (N, H, W, C) will do.
         numbers: loss, top1, top5, images and whatever else goes into report.json.
         title: heading of the page.
         examples: "wrong", "right" or "random".
@@ -77,7 +77,7 @@ def per_class_rows(confusion: NDArray[np.int64], names: Sequence[str]) -> list[t
 
 
 def _draw(
-    folder: Path, predictions: Predictions, confusion: NDArray[np.int64], images: NDArray[np.uint8], examples: str
+    folder: Path, predictions: Predictions, confusion: NDArray[np.int64], images: Pictures, examples: str
 ) -> list[tuple[str, Path]]:
     paths = [folder / name for name in ("confusion.png", "examples.png", "calibration.png")]
     save(draw_confusion(confusion, predictions.class_names), paths[0])

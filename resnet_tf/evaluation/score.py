@@ -1,6 +1,6 @@
 """One pass over a labelled set: loss, accuracies and confusion, every image counted once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import isnan
 from time import perf_counter
@@ -92,27 +92,49 @@ def score(
 ) -> Score:
     """Score `forward` on uint8 images (N, H, W, C) with integer labels (N,), in batches; the last may be smaller.
 
+    Otherwise as `score_batches`; raises ValueError also for lengths that differ.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; give 1 or more")
+    true = np.asarray(labels)
+    if true.shape != (len(images),):
+        raise ValueError(f"labels have the shape {true.shape} for {len(images)} images")
+    parts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    return score_batches(forward, ((images[part], true[part]) for part in parts), kind=kind, classes=classes)
+
+
+def score_batches(
+    forward: Callable[[NDArray[np.uint8]], Any],
+    batches: Iterable[tuple[NDArray[np.uint8], ArrayLike]],
+    *,
+    kind: HeadKind,
+    classes: int,
+) -> Score:
+    """Score `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one of them in memory at a time.
+
     `forward` maps a batch to outputs (B, classes) of the given `kind`. Raises UserError for no images and where
-    outputs, labels and `classes` disagree, ValueError for an unknown kind or lengths that differ.
+    outputs, labels and `classes` disagree, ValueError for an unknown kind.
     """
     if kind not in _LOSS_SUMS:
         raise ValueError(f"kind is {kind!r}; it is one of {', '.join(_LOSS_SUMS)}")
-    if batch_size < 1:
-        raise UserError(f"the batch size is {batch_size}; give 1 or more")
-    true = _checked_labels(labels, len(images), classes)
-    loss, top1, top5, seconds = 0.0, 0, 0, []
+    loss, top1, top5 = 0.0, 0, 0
+    sizes: list[int] = []
+    seconds: list[float] = []
     confusion = np.zeros((classes, classes), np.int64)
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
+    for images, labels in batches:
+        true = _checked_labels(labels, classes)
         began = perf_counter()
-        outputs = np.asarray(forward(images[part]))
+        outputs = np.asarray(forward(images))
         seconds.append(perf_counter() - began)
-        _check_outputs(outputs, len(true[part]), classes)
-        loss += _LOSS_SUMS[kind](outputs, true[part])
-        top1 += metrics.top_k_correct(outputs, true[part], 1)
-        top5 += metrics.top_k_correct(outputs, true[part], 5)
-        confusion += metrics.confusion_matrix(true[part], metrics.predicted_classes(outputs), classes)
-    count = len(images)
+        sizes.append(len(true))
+        _check_outputs(outputs, len(true), classes)
+        loss += _LOSS_SUMS[kind](outputs, true)
+        top1 += metrics.top_k_correct(outputs, true, 1)
+        top5 += metrics.top_k_correct(outputs, true, 5)
+        confusion += metrics.confusion_matrix(true, metrics.predicted_classes(outputs), classes)
+    count = sum(sizes)
+    if not count:
+        raise UserError("there are no images to score; give at least one")
     per_class = tuple(None if isnan(share) else share for share in metrics.per_class_accuracy(confusion).tolist())
     return Score(
         loss=loss / count,
@@ -121,26 +143,21 @@ def score(
         images=count,
         per_class=per_class,
         confusion=tuple(map(tuple, confusion.tolist())),
-        images_per_second=_rate(count, batch_size, seconds),
+        images_per_second=_rate(sizes, seconds),
     )
 
 
-def _rate(images: int, batch_size: int, seconds: list[float]) -> float:
-    if len(seconds) > 1:
-        return (images - batch_size) / sum(seconds[1:])
-    return images / seconds[0]
+def _rate(sizes: list[int], seconds: list[float]) -> float:
+    first = 1 if len(sizes) > 1 else 0
+    return sum(sizes[first:]) / sum(seconds[first:])
 
 
 def _is_linear(layer: keras.Layer) -> bool:
     return getattr(layer, "activation", None) is keras.activations.linear
 
 
-def _checked_labels(labels: ArrayLike, images: int, classes: int) -> NDArray[np.int64]:
+def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
     true = np.asarray(labels, np.int64)
-    if true.shape != (images,):
-        raise ValueError(f"labels have the shape {true.shape} for {images} images")
-    if not images:
-        raise UserError("there are no images to score; give at least one")
     if true.min() < 0 or true.max() >= classes:
         raise UserError(
             f"labels run from {true.min()} to {true.max()} but the network has {classes} classes (0 to {classes - 1}); "

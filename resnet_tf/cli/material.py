@@ -1,0 +1,238 @@
+"""What a run works on: images to train on, to validate on and to test on, and how the network sees them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_tf.cli.datasets import is_own, load_dataset
+from resnet_tf.cli.own_images import OwnImages, open_own
+from resnet_tf.cli.train_options import Request
+from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
+from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
+from resnet_tf.data.file_source import FileSource, FramedSource
+from resnet_tf.data.ordered import ordered_batches, source_statistics
+from resnet_tf.data.pipeline import ArraySource, Batch, Batches, Source
+from resnet_tf.data.policies import augmentation
+from resnet_tf.framing import Framing
+from resnet_tf.recipes import Recipe
+
+if TYPE_CHECKING:
+    from resnet_tf.data.image_files import ImageFiles
+
+Channels = tuple[float, ...]
+
+# As many pixels as in 500 images of CIFAR; but never fewer images than make a kernel worth calling.
+_PIXELS_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 500 * 32 * 32, 16, 500
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images of a source at `indices`, all of one shape, as a network is evaluated on them."""
+
+    source: Source
+    indices: NDArray[np.int64]
+    workers: int = 1
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        """Image at `position` of this part, uint8 (H, W, C)."""
+        return self.source.image(int(self.indices[position]))
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The class of every image, int32 (N,)."""
+        return self.source.labels[self.indices]
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """All images and labels in order; as many at once as their size suggests where no `batch_size` is given."""
+        return ordered_batches(
+            self.source,
+            self.indices,
+            batch_size=batch_size or images_at_once(self[0].shape),
+            workers=self.workers,
+        )
+
+    def first(self, count: int) -> "Part":
+        """The first `count` images."""
+        return Part(self.source, self.indices[:count], self.workers)
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """All images (N, H, W, C) and labels (N,) in memory."""
+        return np.stack([self[position] for position in range(len(self))]), self.labels
+
+
+def images_at_once(shape: Sequence[int]) -> int:
+    """How many images of a shape (H, W, C) a network is evaluated on at once."""
+    return max(_LEAST_AT_ONCE, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (shape[0] * shape[1])))
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Data in the form in which a run takes them.
+
+    Attributes:
+        name: what `--dataset` says.
+        source: in words, which variant or whose images they are.
+        class_names: the classes in the order of their labels.
+        shape: (H, W, C) of what the network sees.
+        pictures: what is trained on, as it comes before the augmentation, by the indices of `train`.
+        policy: the augmentation.
+        train: the training images as they are evaluated.
+        validation: the validation images; may be none.
+        test: the test images, or None where there are none.
+        mean: of the channels of what is trained on, 0-255 units.
+        std: likewise their standard deviation.
+        framing: which part of a picture the network sees in evaluation, None where pictures are taken as they are.
+        workers: threads that prepare batches.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    pictures: Source
+    policy: Policy
+    train: Part
+    validation: Part
+    test: Part | None
+    mean: Channels
+    std: Channels
+    framing: Framing | None
+    workers: int
+
+    def batches(self, batch_size: int, seed: int) -> Batches:
+        """Shuffled and augmented batches to train on.
+
+        Raises:
+            UserError: there are too few images for a batch.
+        """
+        return Batches(
+            self.pictures,
+            self.policy,
+            batch_size=batch_size,
+            seed=seed,
+            indices=self.train.indices,
+            workers=self.workers,
+        )
+
+
+def open_images(request: Request) -> Dataset | OwnImages:
+    """Find or load the images that a request names.
+
+    Raises:
+        UserError: they are not there, or cannot be used.
+    """
+    if is_own(request.dataset):
+        return open_own(request.dataset, request.on_bad_image, print)
+    return load_dataset(request.dataset, request.data_dir)
+
+
+def fingerprint_of(images: Dataset | OwnImages) -> str:
+    """A digest of what is trained on."""
+    return images.fingerprint if isinstance(images, OwnImages) else fingerprint(images.train)
+
+
+def make_material(
+    images: Dataset | OwnImages, request: Request, statistics: tuple[Channels, Channels] | None = None
+) -> Material:
+    """Split images, see how they are varied and framed, and take their statistics.
+
+    Args:
+        images: what `open_images` found.
+        request: gives split, augmentation and size.
+        statistics: mean and standard deviation to normalise with, None takes those of the training part.
+
+    Raises:
+        UserError: the split, the size or the augmentation does not make sense.
+    """
+    if isinstance(images, OwnImages):
+        return _from_files(images, request, statistics)
+    return _from_memory(images, request, statistics)
+
+
+def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Channels] | None) -> Material:
+    train, validation = stratified_split(data.train.labels, request.recipe.validation_size, request.seed)
+    # Of the pixels as they are stored: enlarging them on the fly changes next to nothing.
+    mean, std = statistics or channel_statistics(data.train.images[train])
+    pictures, tests = (ArraySource(part.images, part.labels) for part in (data.train, data.test))
+    policy: Policy = _pad_crop_flip(request.recipe, mean)
+    shape, framing, workers = data.train.images.shape[1:], None, 1
+    if request.input_size is not None or request.augment is not None:
+        size = request.input_size or max(shape[:2])
+        chosen = augmentation(request.augment or "cifar", size, _pad_crop_flip(request.recipe, mean))
+        policy, framing, workers = chosen.policy, chosen.framing, _WORKERS
+        shape = (size, size, shape[2])
+    return Material(
+        data.name,
+        data.source,
+        data.class_names,
+        shape,
+        pictures,
+        policy,
+        Part(framed(pictures, framing), train, workers),
+        Part(framed(pictures, framing), validation, workers),
+        Part(framed(tests, framing), np.arange(len(data.test)), workers),
+        mean,
+        std,
+        framing,
+        workers,
+    )
+
+
+def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Channels] | None) -> Material:
+    name, size, recipe = request.augment, request.input_size, request.recipe
+    assert name is not None
+    assert size is not None
+    framing = augmentation(name, size).framing
+    seen = {split: FramedSource(FileSource(files), framing) for split, files in own.files.items()}
+    everything = {split: np.arange(len(files)) for split, files in own.files.items()}
+    if "validation" in own.files:
+        train, validation = everything["train"], Part(seen["validation"], everything["validation"], _WORKERS)
+    else:
+        train, held_out = stratified_split(own.files["train"].labels, recipe.validation_size, request.seed)
+        validation = Part(seen["train"], held_out, _WORKERS)
+    mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
+    chosen = augmentation(name, size, _pad_crop_flip(recipe, mean))
+    return Material(
+        own.name,
+        own.source,
+        own.class_names,
+        (size, size, 3),
+        FileSource(own.files["train"], chosen.least),
+        chosen.policy,
+        Part(seen["train"], train, _WORKERS),
+        validation,
+        Part(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
+        mean,
+        std,
+        framing,
+        _WORKERS,
+    )
+
+
+def framed(source: Source, framing: Framing | None) -> Source:
+    """The images of a source as a network sees them."""
+    return source if framing is None else FramedSource(source, framing)
+
+
+def part_to_test(images: "Dataset | ImageFiles", framing: Framing | None) -> Part:
+    """The test images of a data set in memory, or files to test on, framed."""
+    if isinstance(images, Dataset):
+        return Part(framed(ArraySource(images.test.images, images.test.labels), framing), np.arange(len(images.test)))
+    return Part(framed(FileSource(images), framing), np.arange(len(images)), _WORKERS)
+
+
+def _pad_crop_flip(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:
+    return PadCropFlip(
+        recipe.pad,
+        mode="reflect" if recipe.pad_mode == "reflect" else "constant",
+        fill=mean_fill(mean) if recipe.pad_mode == "mean" else (0,),
+    )

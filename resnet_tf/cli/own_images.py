@@ -1,0 +1,88 @@
+"""A user's own image files, found, checked, and told apart from those of another time."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from resnet_tf.data.image_files import ImageFiles
+from resnet_tf.data.own_images import find_own
+from resnet_tf.data.scan import Scan, scan
+from resnet_tf.errors import UserError
+from resnet_tf.transfer.published import cache_folder
+
+OnBad = Literal["stop", "skip"]
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """Files that can be decoded, by split ("train", and "validation" and "test" where there are such).
+
+    `source` says in words where they are from; `fingerprint` is one of the content of what is trained and validated on.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    files: dict[str, ImageFiles]
+    fingerprint: str
+
+
+def open_own(name: str, on_bad: OnBad, say: Callable[[str], None]) -> OwnImages:
+    """Find the images to train on and decode each once.
+
+    Args:
+        name: "folder:PATH" or "list:TRAIN[,VALID[,TEST]]".
+        on_bad: "stop" raises where anything is wrong with them, "skip" leaves out what is.
+        say: told how many there are, and what was left out.
+
+    Raises:
+        UserError: there are none, they cannot be used, or `on_bad` is "stop" and something is wrong with one.
+    """
+    checked = scan(find_own(name), on_bad=on_bad, cache=cache_folder() / "verdicts.json")
+    _report(checked, say)
+    parts = [checked.fingerprints[split] for split in ("train", "validation") if split in checked.fingerprints]
+    digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    return OwnImages(name, "own images", checked.kept["train"].class_names, checked.kept, digest)
+
+
+def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[str] | None) -> ImageFiles:
+    """Find the images that a model is to be evaluated on, and decode each once.
+
+    Those are the test images; where a user names images without splits, they are all of them.
+
+    Args:
+        name: "folder:PATH" or "list:…".
+        named: whether the user named them for this evaluation, and not for the training.
+        on_bad: as in `open_own`.
+        class_names: the model's classes, or None where nobody has written them down.
+
+    Raises:
+        UserError: as in `open_own`, or there are no test images.
+    """
+    splits = find_own(name, class_names)
+    split = "train" if named and set(splits) == {"train"} else "test"
+    if split not in splits:
+        raise UserError(
+            f"{name} has no test images; name images that the model was not trained on with --dataset "
+            "folder:PATH or --dataset list:FILE"
+        )
+    checked = scan({"test": splits[split]}, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
+    if not len(checked.kept["test"]):
+        raise UserError(f"none of the {len(splits[split])} images of {name} can be used; mend them")
+    return checked.kept["test"]
+
+
+def _report(checked: Scan, say: Callable[[str], None]) -> None:
+    counts = ", ".join(f"{len(files)} for {split}" for split, files in checked.kept.items())
+    say(f"own images: {counts}; {len(checked.kept['train'].class_names)} classes")
+    if not checked.problems:
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in checked.counts().items())
+    say(f"left out or doubtful, by --on-bad-image skip: {len(checked.problems)} ({kinds})")
+    for problem in checked.problems[:_SHOWN]:
+        say(f"  {problem}")
+    if len(checked.problems) > _SHOWN:
+        say(f"  … and {len(checked.problems) - _SHOWN} more")

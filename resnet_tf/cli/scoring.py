@@ -1,0 +1,92 @@
+"""What a saved model is scored on, and its score."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from resnet_tf.cli.datasets import is_own, load_dataset
+from resnet_tf.cli.material import Part, part_to_test
+from resnet_tf.cli.own_images import images_to_test
+from resnet_tf.cli.predict import framing_of
+from resnet_tf.errors import UserError
+from resnet_tf.evaluation.score import Score, compiled_forward, head_kind, score_batches
+from resnet_tf.framing import Framing
+from resnet_tf.fused import fused_view
+from resnet_tf.metrics import log_softmax
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images to score a model on: the data set's name, what they are in words, their classes, and they themselves."""
+
+    name: str
+    source: str
+    class_names: Sequence[str]
+    part: Part
+
+
+def find_tests(model: keras.Model, sidecar: dict[str, Any], dataset: str, arguments: Any) -> Labelled:
+    """The test images of a data set as a model sees them.
+
+    Raises:
+        UserError: there are none, or they cannot be used.
+    """
+    known = (sidecar.get("preprocessing") or {}).get("framing")
+    framing = None if known is None else Framing(**known)
+    if not is_own(dataset):
+        data = load_dataset(dataset, arguments.data_dir)
+        return Labelled(dataset, data.source, data.class_names, part_to_test(data, framing))
+    on_bad = arguments.on_bad_image or sidecar.get("on_bad_image", "stop")
+    names = sidecar.get("class_names")
+    files = images_to_test(dataset, arguments.dataset is not None, on_bad, names)
+    framing = framing or framing_of(model.input_shape, sidecar, None, None)
+    return Labelled(dataset, "own images", files.class_names, part_to_test(files, framing))
+
+
+def check_input(model: keras.Model, path: Path, name: str, size: Sequence[int]) -> None:
+    """Find out whether a model takes the images of a data set, which are of `size` (H, W, C).
+
+    Raises:
+        UserError: it does not.
+    """
+    shape = model.input_shape
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or any(side not in (None, given) for side, given in zip(shape[1:], size, strict=True))
+    ):
+        raise UserError(f"{path} takes images of the shape {shape}, {name} has {tuple(size)}")
+
+
+def score_model(
+    model: keras.Model,
+    path: Path,
+    tests: Labelled,
+    batch_size: int | None = None,
+    say: Callable[[str], None] | None = None,
+    keep: Callable[[np.ndarray], None] | None = None,
+) -> Score:
+    """Score a model, which was loaded from `path`, in float32.
+
+    `say` is told how the output is taken, `keep` gets the probabilities (B, classes) batch by batch.
+
+    Raises:
+        UserError: its input or output does not fit the data.
+    """
+    check_input(model, path, tests.name, tests.part[0].shape)
+    kind = head_kind(model)
+    if say is not None:
+        say(f"the model's output is taken as {kind}")
+    compiled = compiled_forward(fused_view(model))
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        outputs = np.asarray(compiled(batch))
+        if keep is not None:
+            keep(np.exp(log_softmax(outputs)) if kind == "logits" else outputs)
+        return outputs
+
+    return score_batches(forward, tests.part.batches(batch_size), kind=kind, classes=len(tests.class_names))

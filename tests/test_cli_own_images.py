@@ -1,0 +1,268 @@
+"""Own images from the command line: train, evaluate and predict, on small trees written from `shapes`."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from resnet_tf.cli import evaluate, job, material, predict
+from resnet_tf.cli.datasets import short_name
+from resnet_tf.cli.main import main as resnet_tf
+from resnet_tf.cli.train import main, summary
+from resnet_tf.cli.train_options import make_parser, parse_request
+from resnet_tf.data.dataset import Split
+from resnet_tf.errors import UserError
+from resnet_tf.evaluation.canvas import can_draw
+from resnet_tf.training.history import read_iterations
+
+FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
+SMALL = ("--input-size", "16", "--iterations", "12", "--eval-every", "5")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+
+
+def write_tree(root, part, class_names):
+    for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+        folder = root / class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(folder / f"{index:03d}.png"), image[..., ::-1])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory, shapes):
+    """train/, val/ and test/ with 160, 40 and 40 images."""
+    root = tmp_path_factory.mktemp("tree")
+    train = Split(shapes.train.images[:160], shapes.train.labels[:160])
+    validation = Split(shapes.train.images[160:], shapes.train.labels[160:])
+    for name, part in (("train", train), ("val", validation), ("test", shapes.test)):
+        write_tree(root / name, part, shapes.class_names)
+    return root
+
+
+def run(folder, dataset, *flags):
+    return main([*FLAGS, "--dataset", dataset, "--run-dir", str(folder), *SMALL, *flags])
+
+
+def weights(folder):
+    return [v.numpy().tobytes() for v in keras.models.load_model(folder / "final.keras").variables]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tree):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        return folder, run(folder, f"folder:{tree}")
+
+
+def without_rate(result):
+    return {key: value for key, value in result.items() if key not in ("images_per_second", "data_source")}
+
+
+def test_a_folder_of_files_trains_to_the_bits_of_the_same_images_in_memory(tmp_path, monkeypatch, shapes):
+    write_tree(tmp_path / "tree", shapes.train, shapes.class_names)
+    names = sorted(shapes.class_names)
+    order = np.argsort([names.index(shapes.class_names[label]) for label in shapes.train.labels], kind="stable")
+    labels = np.array([names.index(shapes.class_names[label]) for label in shapes.train.labels[order]], np.int32)
+    in_memory = dataclasses.replace(shapes, class_names=tuple(names), train=Split(shapes.train.images[order], labels))
+    monkeypatch.setattr(material, "load_dataset", lambda name, data_dir: in_memory)
+    main([*FLAGS, "--dataset", "shapes", "--run-dir", str(tmp_path / "a"), "--iterations", "12", "--eval-every", "5"])
+    report = run(tmp_path / "b", f"folder:{tmp_path / 'tree'}")
+    assert (report["train_images"], report["validation_images"]) == (180, 20)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert (tmp_path / "a/iterations.bin").read_bytes() == (tmp_path / "b/iterations.bin").read_bytes()
+
+
+def test_splits_class_names_and_framing(finished, tree, shapes):
+    folder, report = finished
+    assert [report[f"{part}_images"] for part in ("train", "validation")] == [160, 40]
+    assert report["test"]["images"] == report["best"]["test"]["images"] == 40
+    sidecar = json.loads((folder / "final.json").read_text())
+    assert sidecar["class_names"] == sorted(shapes.class_names)
+    assert sidecar["preprocessing"]["framing"] == {"resize": 16, "height": 16, "width": 16}
+    expected = shapes.train.images[:160].reshape(-1, 3)
+    assert sidecar["preprocessing"]["mean"] == pytest.approx(expected.mean(axis=0), rel=1e-12)
+    assert sidecar["preprocessing"]["std"] == pytest.approx(expected.std(axis=0), rel=1e-12)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["augment"], settings["input_size"], settings["dataset"]) == ("cifar", 16, f"folder:{tree}")
+
+
+def test_evaluate_scores_the_test_images_as_the_report_does(finished, tmp_path, capsys):
+    folder, report = finished
+    result = evaluate.main([str(folder), "--report", str(tmp_path / "report"), "--batch-size", "7"])
+    assert result["confusion"] == report["test"]["confusion"]
+    assert result["loss"] == pytest.approx(report["test"]["loss"], rel=1e-6)
+    assert "crescent" in capsys.readouterr().out
+    assert (tmp_path / "report" / "examples.png").exists() == can_draw()
+
+
+def test_evaluate_takes_all_of_a_folder_without_splits_that_is_named(finished, tree, shapes):
+    folder, report = finished
+    result = evaluate.main([str(folder), "--dataset", f"folder:{tree / 'test'}"])
+    assert without_rate(result) == without_rate(report["test"])
+    logits = np.asarray(keras.models.load_model(folder / "final.keras")(shapes.test.images))
+    predicted = [sorted(shapes.class_names)[k] for k in logits.argmax(axis=1)]
+    assert result["top1"] == np.mean(np.array(predicted) == np.array(shapes.class_names)[shapes.test.labels])
+
+
+def test_predict_says_the_class_names(finished, tree, shapes):
+    folder, _ = finished
+    files = sorted((tree / "test").rglob("*.png"))[:8]
+    result = predict.main([str(folder), *map(str, files), "--top", "1"])
+    model = keras.models.load_model(folder / "final.keras")
+    for file, prediction in zip(files, result["predictions"], strict=True):
+        logits = np.asarray(model(cv2.imread(str(file))[None, ..., ::-1]))[0]
+        assert prediction["classes"][0]["name"] == sorted(shapes.class_names)[logits.argmax()]
+
+
+def test_without_test_images_the_report_says_so(tmp_path, tree, capsys):
+    folder = tmp_path / "run"
+    report = run(folder, f"folder:{tree / 'train'}", "--validation-size", "30")
+    assert report["test"] is None
+    assert report["best"]["test"] is None
+    assert (report["train_images"], report["validation_images"]) == (130, 30)
+    printed = capsys.readouterr().out
+    last = report["training"]["last_validation_accuracy"]
+    assert f"no test images; validation accuracy {100 * last:.2f} % (30 images) after 12 iterations" in printed
+    assert f"validation {100 * report['best']['validation_accuracy']:.2f} %\n" in printed
+    assert json.loads((folder / "report.json").read_text())["test"] is None
+    assert resnet_tf(["compare", str(folder), "--output", str(tmp_path / "c.png")]) == 0
+    capsys.readouterr()
+    assert resnet_tf(["evaluate", str(folder)]) == 2
+    assert "has no test images" in capsys.readouterr().err
+
+
+def test_a_report_without_any_measurement():
+    report = {"settings": {}, "test": None, "training": {"last_validation_accuracy": None}, "iterations": 3}
+    assert summary(report) == (
+        "no test images; and no validation images: nothing is known of its accuracy after 3 iterations"
+    )
+
+
+def test_bad_images_stop_the_run_before_anything_is_made_or_are_skipped(tmp_path, tree, capsys):
+    root = tmp_path / "tree"
+    shutil.copytree(tree / "train", root)
+    (root / "crescent" / "empty.png").write_bytes(b"")
+    (root / "crescent" / "text.jpg").write_text("hello")
+    (root / "nothing").mkdir()
+    argv = [*FLAGS, "--dataset", f"folder:{root}", "--run-dir", str(tmp_path / "run"), *SMALL]
+    assert resnet_tf(["train", *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "3 problems among 162 images" in error
+    assert "empty.png (empty)" in error
+    assert not (tmp_path / "run").exists()
+    report = main([*argv, "--on-bad-image", "skip"])
+    printed = capsys.readouterr().out
+    assert "own images: 160 for train; 10 classes" in printed
+    assert "left out or doubtful, by --on-bad-image skip: 3 (" in printed
+    assert (report["train_images"], report["validation_images"]) == (144, 16)
+    with pytest.raises(UserError, match='on_bad_image is "skip" there, "stop" here'):
+        main(argv)
+
+
+def test_lists(tmp_path, tree, shapes):
+    for split in ("train", "test"):
+        lines = [f"{path} {path.parent.name}" for path in sorted((tree / split).rglob("*.png"))]
+        (tmp_path / f"{split} it.txt").write_text("\n".join(lines))
+    (tmp_path / "few.csv").write_text(f"path,label\n{next((tree / 'val').rglob('*.png'))},crescent\n")
+    dataset = f"list:{tmp_path / 'train it.txt'},{tmp_path / 'few.csv'},{tmp_path / 'test it.txt'}"
+    report = run(tmp_path / "run", dataset, "--augment", "none")
+    assert (report["train_images"], report["validation_images"], report["test"]["images"]) == (160, 1, 40)
+    assert without_rate(evaluate.main([str(tmp_path / "run")])) == without_rate(report["test"])
+
+
+def test_stopped_and_resumed_it_ends_bit_for_bit_alike(tmp_path, monkeypatch, tree):
+    flags = [f"folder:{tree}", "--augment", "strong"]
+    run(tmp_path / "whole", *flags)
+    make = job.make_train_step
+
+    def make_stopping(*arguments, **options):
+        step, left = make(*arguments, **options), [7]
+
+        def counting(images, labels, learning_rate):
+            left[0] -= 1
+            if not left[0]:
+                signal.raise_signal(signal.SIGTERM)
+            return step(images, labels, learning_rate)
+
+        return counting
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "make_train_step", make_stopping)
+        assert run(tmp_path / "halves", *flags) == 128 + signal.SIGTERM
+    run(tmp_path / "halves", *flags)
+    assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
+    logs = [read_iterations(tmp_path / name / "iterations.bin") for name in ("halves", "whole")]
+    np.testing.assert_array_equal(*logs)
+
+
+def test_other_files_under_the_same_name_are_refused(tmp_path, tree):
+    root = tmp_path / "tree"
+    shutil.copytree(tree, root)
+    run(tmp_path / "run", f"folder:{root}", "--iterations", "2")
+    (tmp_path / "run" / "report.json").unlink()
+    next((root / "val").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="was started on other data"):
+        run(tmp_path / "run", f"folder:{root}", "--iterations", "2")
+
+
+def test_images_in_memory_are_enlarged_on_the_fly(tmp_path, small_data, shapes):
+    folder = tmp_path / "run"
+    flags = ["--input-size", "32", "--iterations", "3", "--validation-size", "0"]
+    report = main([*FLAGS, "--dataset", "shapes", "--run-dir", str(folder), *flags])
+    model = keras.models.load_model(folder / "final.keras")
+    assert model.input_shape == (None, 32, 32, 3)
+    large = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_LINEAR) for image in shapes.test.images])
+    predicted = np.asarray(model(large)).argmax(axis=1)
+    assert report["test"]["top1"] == (predicted == shapes.test.labels).mean()
+    assert without_rate(evaluate.main([str(folder)])) == without_rate(report["test"])
+
+
+def test_what_a_request_for_own_images_asks_for():
+    def settings(*flags):
+        return parse_request(make_parser().parse_args(flags)).settings()
+
+    own = settings("--dataset", "folder:pets", "--model", "resnet50")
+    assert (own["augment"], own["input_size"]) == ("imagenet", 224)
+    own = settings("--dataset", "list:a b.txt", "--model", "resnet20_v2")
+    assert (own["augment"], own["input_size"]) == ("cifar", 32)
+    # Runs from before these flags were there must find the settings that they wrote down.
+    assert not {"augment", "input_size", "on_bad_image"} & settings("--dataset", "cifar10").keys()
+    assert settings("--augment", "none", "--input-size", "64").items() >= {"augment": "none", "input_size": 64}.items()
+    named = parse_request(make_parser().parse_args(["--dataset", "folder:x/pets/", "--model", "resnet18"]))
+    assert named.run_dir == "runs/resnet18-pets-he2015-seed0"
+    assert short_name("list:/some/where/train.txt,valid.txt") == "train"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "folder:"], "names no images"),
+        (["--dataset", "folder:nowhere"], "nowhere is no folder"),
+        (["--dataset", "list:nowhere.txt"], "nowhere.txt"),
+        (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
+        (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,VALID[,TEST]]"),
+        (["--input-size", "0"], "--input-size 0 is out of range"),
+        (["--augment", "weak"], "argument --augment: invalid choice: 'weak'"),
+        (["--on-bad-image", "mend"], "argument --on-bad-image: invalid choice: 'mend'"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = resnet_tf(["train", *flags])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (2, 1)
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
