@@ -67,7 +67,7 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
     for path in sorted(_checkpoints(folder), reverse=True):
         try:
             return *_load(path), damaged
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
             damaged.append(path)
     if damaged:
         raise UserError(f"no checkpoint in {folder} is whole; start anew with --overwrite, or give another --run-dir")
