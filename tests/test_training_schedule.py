@@ -152,3 +152,10 @@ def test_a_factor_scales_every_rate():
     schedule = schedule_of("he2016")
     schedule.state["factor"] = 0.5
     assert rates(schedule, 0, 400, 32_000) == [0.005, 0.05, 0.005]
+
+
+def test_another_rate_from_the_switch_on():
+    recipe = override(get_recipe("he2015"), iterations=100)
+    schedule = Schedule(recipe, 100, 30, 0.02)
+    assert [schedule.learning_rate(step) for step in (0, 29, 30, 49, 50, 75)] == [0.1, 0.1, 0.02, 0.02, 0.002, 0.0002]
+    assert Schedule(recipe, 100, 30).learning_rate(30) == 0.1

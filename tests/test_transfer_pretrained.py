@@ -18,6 +18,7 @@ from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import build_model
 from resnet_tf.transfer import published
+from resnet_tf.transfer.pretrained import open_weights
 from tests.test_transfer_torch import FIXTURES, Hostile, archive
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -134,6 +135,27 @@ def test_keras_files(tmp_path):
     np.testing.assert_allclose(
         bare(IMAGES), keras.Model(model.input, model.get_layer("head_relu").output)(IMAGES), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+@pytest.mark.parametrize("classes", [4, 7])
+def test_keras_files_under_a_new_head(tmp_path, name, classes):
+    model = some_model()
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = cifar_resnet(8, classes=classes)
+    head = [value.numpy() for value in other.get_layer("head_logits").variables]
+    open_weights(str(tmp_path / name), None).fill(other, new_head=True)
+    for value, before in zip(other.get_layer("head_logits").variables, head, strict=True):
+        np.testing.assert_array_equal(value, before)
+    features = [keras.Model(each.input, each.get_layer("head_pool").output)(IMAGES) for each in (model, other)]
+    np.testing.assert_array_equal(*features)
+    for unlike in (cifar_resnet(14, classes=classes), cifar_resnet(8, classes=classes, width=2)):
+        before = unlike.get_weights()
+        with pytest.raises(UserError, match=f"{name} does not fit"):
+            open_weights(str(tmp_path / name), None).fill(unlike, new_head=True)
+        for value, expected in zip(unlike.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(value, expected)
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])

@@ -63,7 +63,7 @@ def _rates(settings: dict[str, Any], rows: list[dict[str, Any]], steps_per_epoch
     values = {key.removeprefix("recipe."): value for key, value in settings.items() if key.startswith("recipe.")}
     recipe = Recipe(about="", **{key: value for key, value in values.items() if key in names})
     length = recipe.iterations or max(1, round((recipe.epochs or 0) * steps_per_epoch))
-    schedule = Schedule(recipe, length)
+    schedule = Schedule(recipe, length, settings.get("unfreeze_at"), settings.get("unfreeze_learning_rate"))
     schedule.state["warm"] = True
     rates = np.array([schedule.learning_rate(step) for step in range(rows[-1]["iteration"])])
     if all(np.isclose(rates[row["iteration"] - 1], row["learning_rate"]) for row in rows):

@@ -1,5 +1,6 @@
 """A training from its request to its report: where network, data, recipe and loop meet."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from resnet_tf.cli.finetuning import Pretrained, Unfreezing
 from resnet_tf.cli.material import Material, Part, fingerprint_of, images_at_once, make_material, open_images
 from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.results import finish, save_model
@@ -24,7 +26,8 @@ from resnet_tf.training.loop import Training
 from resnet_tf.training.optim import make_optimizer
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.steps import make_train_step, make_train_steps
+from resnet_tf.training.steps import TrainStep, make_train_step, make_train_steps
+from resnet_tf.transfer.finetune import describe_trainable, freeze
 
 
 def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
@@ -52,13 +55,22 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
         "precision": policy,
         "threads": threads,
     }
+    pretrained = Pretrained(request) if request.weights is not None else None
+    if pretrained is not None:
+        settings["weights.sha256"] = pretrained.digest
+    if known and known.get("weights.sha256") != settings.get("weights.sha256"):
+        raise UserError(
+            f"run folder {folder.path} was started from other weights than {request.weights} holds now; "
+            "give another --run-dir, or --overwrite to start anew"
+        )
     if known and known["data.fingerprint"] != settings["data.fingerprint"]:
         raise UserError(
             f"run folder {folder.path} was started on other data ({known['data.source']}, here {images.source}); "
             "give that --data-dir, another --run-dir, or --overwrite to start anew"
         )
     with tf.device(device.name):
-        job = Job(request, make_material(images, request), policy, device)
+        material = make_material(images, request, pretrained.statistics if pretrained else None)
+        job = Job(request, material, policy, device, pretrained)
         folder.claim()
         try:
             if not known and not request.overwrite and folder.settings() is not None:
@@ -76,7 +88,14 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
 class Job:
     """A run whose data, network and compiled step are ready."""
 
-    def __init__(self, request: Request, material: Material, policy: str, device: Device) -> None:
+    def __init__(
+        self,
+        request: Request,
+        material: Material,
+        policy: str,
+        device: Device,
+        pretrained: Pretrained | None = None,
+    ) -> None:
         """Build the network, its view, the optimizer and the step.
 
         Raises:
@@ -89,13 +108,27 @@ class Job:
             need("matplotlib", "tensorboard")
         self.request, self.material, self.device = request, material, device
         self.batches = material.batches(recipe.batch_size, request.seed)
+        self.builder = pretrained.builder(request) if pretrained else request.builder
         self.model = self._build()
-        self.optimizer = make_optimizer(recipe, policy)
-        self.optimizer.build(self.model.trainable_variables)
-        self.step = make_train_step(
-            self.model, fused_view(self.model, policy), self.optimizer, recipe, request.jit_compile
+        if pretrained is not None:
+            pretrained.fill(self.model)
+        self.parameters = self.model.count_params() - sum(
+            math.prod(v.shape) for v in self.model.non_trainable_variables
         )
-        self.schedule = Schedule(recipe, recipe.length(len(material.train)))
+        self.optimizer = make_optimizer(recipe, policy)
+        # Slots for all variables, those that only train later too.
+        self.optimizer.build(self.model.trainable_variables)
+        freeze(self.model, request.freeze)
+        self.view = fused_view(self.model, policy)
+        self.step, self.steps = self._functions()
+        self.schedule = Schedule(
+            recipe, recipe.length(len(material.train)), request.unfreeze_at, request.unfreeze_learning_rate
+        )
+
+    def _functions(self) -> tuple[TrainStep, TrainStep]:
+        """One update of what trains now, and several in one call."""
+        step = make_train_step(self.model, self.view, self.optimizer, self.request.recipe, self.request.jit_compile)
+        return step, make_train_steps(step, self.model)
 
     def _build(self) -> keras.Model:
         keras.utils.set_random_seed(self.request.seed)
@@ -106,7 +139,7 @@ class Job:
                 input_shape=self.material.shape,
                 mean=self.material.mean,
                 std=self.material.std,
-                **_asked(self.request.builder),
+                **_asked(self.builder),
             )
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -134,15 +167,20 @@ class Job:
             intervals=Intervals(request.evaluate_every, request.checkpoint_iterations, request.checkpoint_seconds),
             reporter=progress,
             rollbacks=request.rollbacks,
-            steps=make_train_steps(self.step, self.model),
+            steps=self.steps,
             steps_per_call=request.steps_per_call or _steps_per_call(self.device, material.shape),
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,
             on_evaluation=on_evaluation or Watchers(self._watchers(folder, progress.say), progress.say),
+            switch=None
+            if request.unfreeze_at is None
+            else Unfreezing(self.model, request, self._functions, progress.say),
         )
         progress.say(
             f"{request.model} on {request.dataset} ({material.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
         )
         progress.say(device)
+        if request.freeze != "none":
+            progress.say(describe_trainable(self.model))
         if self.training.resume():
             progress.say(f"resuming at iteration {self.training.step} of {self.training.iterations}")
         try:

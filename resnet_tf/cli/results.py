@@ -19,6 +19,7 @@ from resnet_tf.files import write_json, write_with
 from resnet_tf.opencv import cv2
 from resnet_tf.recursion import room_for_depth
 from resnet_tf.training.run_folder import REPORT, RunFolder
+from resnet_tf.transfer.finetune import thawed
 
 if TYPE_CHECKING:
     from resnet_tf.cli.job import Job
@@ -30,14 +31,14 @@ def save_model(job: "Job", path: Path, metrics: dict[str, Any]) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    with room_for_depth(len(job.model.layers)):
+    with room_for_depth(len(job.model.layers)), thawed(job.model):
         write_with(path, job.model.save)
     request, material = job.request, job.material
     sidecar = {
         "class_names": list(material.class_names),
         "preprocessing": _preprocessing(material),
         "model": request.model,
-        "builder": request.builder,
+        "builder": job.builder,
         "dataset": request.dataset,
         "data_source": material.source,
         **({"on_bad_image": request.on_bad_image} if is_own(request.dataset) else {}),
@@ -71,7 +72,7 @@ def finish(job: "Job", folder: RunFolder, settings: dict[str, Any]) -> dict[str,
         save_model(job, final, {})
         report = {
             "settings": settings,
-            "parameters": sum(int(np.prod(v.shape)) for v in job.model.trainable_variables),
+            "parameters": job.parameters,
             "iterations": job.schedule.iterations,
             "steps_per_epoch": job.batches.steps_per_epoch,
             "train_images": len(material.train),

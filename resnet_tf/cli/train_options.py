@@ -16,7 +16,16 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 # Settings that came later, with what runs had before: where a setting has that value, it is not written down.
-LATER: dict[str, Any] = {"augment": None, "input_size": None, "on_bad_image": "stop"}
+LATER: dict[str, Any] = {
+    "augment": None,
+    "input_size": None,
+    "on_bad_image": "stop",
+    "weights": None,
+    "freeze": "none",
+    "unfreeze_at": None,
+    "unfreeze_learning_rate": None,
+    "train_bn": False,
+}
 
 _SEEDS = 2**32  # what NumPy and Keras take as a seed; more than any other number here needs
 _LEAST = {
@@ -27,6 +36,7 @@ _LEAST = {
     "tensorboard_every": 1,
     "steps_per_call": 1,
     "input_size": 1,
+    "unfreeze_at": 1,
 }
 
 _RECIPE_HELP = {
@@ -72,6 +82,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=_ints, metavar="K,K,…", help="several runs in turn, one folder each")
     _add_builder_flags(parser)
     _add_image_flags(parser)
+    _add_finetuning_flags(parser)
     _add_run_flags(parser)
     _add_recipe_flags(parser)
     return parser
@@ -104,6 +115,29 @@ def _add_image_flags(parser: Parser) -> None:
         choices=ON_BAD,
         default="stop",
         help="what happens where own images are unreadable, damaged or there twice (default: %(default)s)",
+    )
+
+
+def _add_finetuning_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="start from these, under a new classifier: a PyTorch checkpoint, a .keras or .weights.h5 file, the folder "
+        "of a run, or imagenet",
+    )
+    group.add_argument(
+        "--freeze",
+        default="none",
+        metavar="none|stageK|all",
+        help="what does not train: nothing, the stem up to and including stage K, or all but the classifier",
+    )
+    group.add_argument("--unfreeze-at", type=int, metavar="ITERATION", help="from here on everything trains")
+    group.add_argument(
+        "--unfreeze-learning-rate", type=float, metavar="RATE", help="highest from then on (default: as before)"
+    )
+    group.add_argument(
+        "--train-bn", action="store_true", help="unfreeze batch normalisation too, which otherwise stays frozen"
     )
 
 
@@ -179,6 +213,11 @@ class Request:
     augment: str | None = None
     input_size: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
+    weights: str | None = None
+    freeze: str = "none"
+    unfreeze_at: int | None = None
+    unfreeze_learning_rate: float | None = None
+    train_bn: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, flat; precision and threads are added when they are known."""
@@ -191,7 +230,7 @@ class Request:
             "jit_compile": self.jit_compile,
             "deterministic": self.deterministic,
         }
-        settings |= {key: getattr(self, key) for key in ("augment", "input_size", "on_bad_image")}
+        settings |= {key: getattr(self, key) for key in LATER}
         return {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
 
 
@@ -236,7 +275,28 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         eval_train=arguments.eval_train,
         tensorboard_every=arguments.tensorboard_every if arguments.tensorboard else None,
         **_images(arguments),
+        **_finetuning(arguments),
     )
+
+
+def _finetuning(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What trains when.
+
+    Raises:
+        UserError: a flag has no meaning without another one.
+    """
+    if re.fullmatch(r"none|all|stage\d+", arguments.freeze) is None:
+        raise UserError(f"--freeze {arguments.freeze} is not understood; allowed: none, all, or stageK such as stage3")
+    if arguments.unfreeze_at is not None and arguments.freeze == "none":
+        raise UserError("--unfreeze-at has nothing to unfreeze; add --freeze stageK or --freeze all")
+    rate = arguments.unfreeze_learning_rate
+    for flag, given in (("--unfreeze-learning-rate", rate is not None), ("--train-bn", arguments.train_bn)):
+        if given and arguments.unfreeze_at is None:
+            raise UserError(f"{flag} says what comes after the switch; add --unfreeze-at ITERATION")
+    if rate is not None and not 0 <= rate <= 1e6:
+        raise UserError(f"--unfreeze-learning-rate {rate} is out of range; allowed: 0 to 1e+06")
+    names = ("weights", "freeze", "unfreeze_at", "unfreeze_learning_rate", "train_bn")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _images(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from resnet_tf.errors import UserError
+from resnet_tf.training.steps import TrainStep
 
 Validate = Callable[[], tuple[float, float]]
 
@@ -19,6 +20,16 @@ class BatchSource(Protocol):
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches of the steps start … stop - 1, in order."""
+        ...
+
+
+class Switch(Protocol):
+    """A change of what trains, at one iteration of a run."""
+
+    at: int
+
+    def functions(self, step: int) -> tuple[TrainStep, TrainStep]:
+        """One update and several in one call, as they are from update `step` on until the switch or the end."""
         ...
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
-from resnet_tf.training.contracts import BatchSource, Diverged, Intervals, Reporter, Stopped, Sums, Validate
+from resnet_tf.training.contracts import BatchSource, Diverged, Intervals, Reporter, Stopped, Sums, Switch, Validate
 from resnet_tf.training.history import IterationLog, write_rows
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
@@ -46,6 +46,7 @@ class Training:
         steps_per_call: int = 1,
         evaluate_train: Validate | None = None,
         on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
+        switch: Switch | None = None,
     ) -> None:
         """Wire a run; `resume` and `run` do the work.
 
@@ -66,6 +67,7 @@ class Training:
             evaluate_train: returns loss and accuracy on the training part in inference mode; None leaves it out.
             on_evaluation: gets all rows after each evaluation, when they and the checkpoint are on the disk;
                 what it raises ends the run.
+            switch: gives other updates than `step` and `steps` on either side of its iteration.
         """
         self.model = model
         self.optimizer = optimizer
@@ -82,6 +84,7 @@ class Training:
         self.rollbacks = rollbacks
         self.evaluate_train = evaluate_train
         self.on_evaluation = on_evaluation
+        self.switch = switch
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -182,12 +185,15 @@ class Training:
             ahead = self.step + len(group)
             every = self.intervals.checkpoint_iterations
             boundary = ahead % evaluate_every == 0 or ahead == self.iterations or (every and ahead % every == 0)
+            boundary = boundary or (self.switch is not None and ahead == self.switch.at)
             if boundary or len(group) == self.steps_per_call or self.schedule.needs_batches:
                 yield group
                 group = []
 
     def _update(self, group: list[tuple[np.ndarray, np.ndarray]], rates: np.ndarray) -> Any:
         """Results (n, 3) of n updates."""
+        if self.switch is not None:
+            self.step_function, self.steps_function = self.switch.functions(self.step)
         if len(group) == 1:
             return self.step_function(*group[0], rates[0])[None]
         images, labels = (np.stack(part) for part in zip(*group, strict=True))

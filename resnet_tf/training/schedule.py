@@ -18,9 +18,16 @@ class Schedule:
         state: JSON-able; assign a saved one to go on from there.
     """
 
-    def __init__(self, recipe: Recipe, iterations: int) -> None:
-        """Schedule of a run of `iterations` updates under `recipe`."""
+    def __init__(
+        self, recipe: Recipe, iterations: int, switch_at: int | None = None, later_rate: float | None = None
+    ) -> None:
+        """Schedule of a run of `iterations` updates under `recipe`.
+
+        Where both are given, `later_rate` takes the place of the recipe's learning rate from update `switch_at` on.
+        """
         self.recipe = recipe
+        self.switch_at = switch_at
+        self.later_rate = later_rate
         self.iterations = iterations
         self.state: dict[str, Any] = {
             "warm": recipe.warmup != "error",
@@ -44,8 +51,13 @@ class Schedule:
         warming = not self.state["warm"] or (recipe.warmup == "iterations" and step < recipe.warmup_iterations)
         if warming:
             return recipe.warmup_learning_rate * self.state["factor"]
-        rate = recipe.learning_rate * self._shape(step / self.iterations) * self.state["factor"]
+        rate = self._highest(step) * self._shape(step / self.iterations) * self.state["factor"]
         return float(f"{rate:.12g}")  # 0.1 dropped twice is 0.001, not 0.0010000000000000002
+
+    def _highest(self, step: int) -> float:
+        if self.switch_at is None or self.later_rate is None or step < self.switch_at:
+            return self.recipe.learning_rate
+        return self.later_rate
 
     def _shape(self, done: float) -> float:
         recipe = self.recipe

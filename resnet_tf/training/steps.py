@@ -14,7 +14,9 @@ TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 def make_train_step(
     model: keras.Model, view: keras.Model, optimizer: keras.optimizers.Optimizer, recipe: Recipe, jit_compile: bool
 ) -> TrainStep:
-    """Compile the update of `model` through its `view`.
+    """Compile the update of the trainable variables of `model` through its `view`.
+
+    What is trainable is looked up here and at the first call, and holds for the step's whole life.
 
     The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the
     variables that the recipe decays: the papers' decay, a gradient term weight_decay · w.
@@ -22,7 +24,7 @@ def make_train_step(
     Args:
         model: stock model with logits.
         view: `fused_view` of the model, or the model itself.
-        optimizer: built over `model.trainable_variables`.
+        optimizer: built over these variables at least.
         recipe: gives the decay.
         jit_compile: compile the step with XLA.
 
@@ -38,7 +40,9 @@ def make_train_step(
     @tf.function(input_signature=signature, jit_compile=jit_compile)
     def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         optimizer.learning_rate = learning_rate
-        with tf.GradientTape() as tape:
+        # Watched by hand: below the lowest variable that trains, the tape then has nothing to go back through.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in variables])
             logits = tf.cast(view(images, training=True), tf.float32)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)

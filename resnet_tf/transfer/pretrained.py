@@ -1,5 +1,7 @@
 """What `weights=` may name: published weights, a PyTorch checkpoint, or a file of Keras."""
 
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +15,7 @@ from resnet_tf.transfer.checkpoint import Tensors, read_checkpoint
 from resnet_tf.transfer.published import published_file
 from resnet_tf.transfer.sources import Source, has_projections, source_of
 from resnet_tf.transfer.torch_files import naming
-from resnet_tf.transfer.torch_weights import fill_model
+from resnet_tf.transfer.torch_weights import HEADS, fill_model
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 Channels = tuple[float, ...] | None
@@ -30,8 +32,12 @@ class Weights(Protocol):
     std: Channels
     shortcut: str | None
 
-    def fill(self, model: keras.Model) -> None:
-        """Give all of the model's variables their values, or raise a UserError and change none."""
+    def fill(self, model: keras.Model, new_head: bool = False) -> None:
+        """Give a model's variables their values, all of them or all but the head's.
+
+        Raises:
+            UserError: the file does not fit; nothing was changed.
+        """
 
 
 def open_weights(weights: str, network: str | None) -> Weights:
@@ -100,10 +106,12 @@ class KerasModelWeights:
                 scale, offset = np.ravel(layer.scale), np.ravel(layer.offset)
                 self.mean, self.std = tuple((-offset / scale).tolist()), tuple((1 / scale).tolist())
 
-    def fill(self, model: keras.Model) -> None:
+    def fill(self, model: keras.Model, new_head: bool = False) -> None:
         """Fill a model from the layers of the same names; a head that it does not have is left out."""
         theirs = {variable.path: variable for variable in self.model.variables}
         ours = {variable.path: variable for variable in model.variables}
+        if new_head:
+            ours = {path: variable for path, variable in ours.items() if path.partition("/")[0] not in HEADS}
         unlike = [path for path in ours if path not in theirs or theirs[path].shape != ours[path].shape]
         unlike += [path for path in theirs if path not in ours and not path.startswith("head_")]
         if unlike:
@@ -121,6 +129,21 @@ def _shapes(file: h5py.File) -> list[tuple[int, ...]]:
     return shapes
 
 
+def _differ_in_head(
+    theirs: Counter[tuple[int, ...]], ours: Counter[tuple[int, ...]], heads: list[tuple[int, ...]]
+) -> bool:
+    """Whether two networks have the same variables but for the number of classes."""
+    features = heads[0][0]
+    extra = sorted((theirs - (ours - Counter(heads))).elements(), key=len)
+    return (
+        ours.total() == theirs.total()
+        and len(extra) == 2
+        and extra[1][:1] == (features,)
+        and extra[0] == extra[1][1:]
+        and len(extra[1]) == 2
+    )
+
+
 class KerasWeights:
     """A file of model.save_weights(), which says nothing but the values."""
 
@@ -132,19 +155,25 @@ class KerasWeights:
         """Remember the file."""
         self.path = path
 
-    def fill(self, model: keras.Model) -> None:
-        """Fill a model of the same layers."""
+    def fill(self, model: keras.Model, new_head: bool = False) -> None:
+        """Fill a model of the same layers, where `new_head` says so with another number of classes."""
         # Keras passes over what it finds no use for, and only warns of what it does not find.
         with naming(self.path), h5py.File(self.path) as file:
-            theirs = sorted(_shapes(file))
-        if theirs != sorted(tuple(variable.shape) for variable in model.variables):
+            theirs = Counter(_shapes(file))
+        ours = Counter(tuple(variable.shape) for variable in model.variables)
+        heads = [variable for variable in model.variables if new_head and variable.path.partition("/")[0] in HEADS]
+        if not (theirs == ours or (heads and _differ_in_head(theirs, ours, [tuple(v.shape) for v in heads]))):
             raise UserError(
-                f"{self.path} does not fit {model.name}: it has {len(theirs)} variables, the model has "
+                f"{self.path} does not fit {model.name}: it has {theirs.total()} variables, the model has "
                 f"{len(model.variables)}, or their shapes differ; build the network that it was made from"
             )
+        before = [variable.numpy() for variable in heads]
         try:
-            with room_for_depth(len(model.layers)):
-                model.load_weights(self.path)
+            with room_for_depth(len(model.layers)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the head that is passed over
+                model.load_weights(self.path, skip_mismatch=bool(heads))
         except Exception as error:  # Keras raises whatever its readers raise on a damaged file
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path} does not fit {model.name}: {reason[:300]}") from error
+        for variable, value in zip(heads, before, strict=True):
+            variable.assign(value)
