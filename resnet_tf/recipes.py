@@ -10,7 +10,17 @@ WARMUPS = ("none", "iterations", "error")
 DECAYS = ("kernels", "all")
 PAD_MODES = ("mean", "black", "reflect")
 MONITORS = ("validation-accuracy", "minibatch-loss")
-CHOICES = {"schedule": SCHEDULES, "warmup": WARMUPS, "decay": DECAYS, "pad_mode": PAD_MODES, "monitor": MONITORS}
+OPTIMIZERS = ("sgd", "adam", "adamw")
+CLASS_WEIGHTS = ("none", "balanced")
+CHOICES = {
+    "schedule": SCHEDULES,
+    "warmup": WARMUPS,
+    "decay": DECAYS,
+    "pad_mode": PAD_MODES,
+    "monitor": MONITORS,
+    "optimizer": OPTIMIZERS,
+    "class_weights": CLASS_WEIGHTS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +51,17 @@ class Recipe:
             1512.03385 section 4.2).
         warmup_iterations: length of an "iterations" warm-up.
         warmup_learning_rate: learning rate of the warm-up.
+        optimizer: "sgd", "adam" or "adamw"; all take the schedule's learning rate.
         momentum: of SGD.
         nesterov: Nesterov's momentum in place of the plain one.
-        weight_decay: λ of the gradient term λ·w, that is of λ · Σ tf.nn.l2_loss(w) in the loss.
+        weight_decay: λ of the gradient term λ·w, that is of λ · Σ tf.nn.l2_loss(w) in the loss; under AdamW, that of
+            w -= learning rate · λ · w beside the update.
         decay: "kernels" (convolutions and classifier) or "all" trainable variables.
+        clip_norm: largest norm of all gradients together (decay included); longer ones are scaled down to it. None
+            leaves them as they are.
+        label_smoothing: share of the target that is spread evenly over all classes.
+        class_weights: "none", or "balanced": each class counts as much as the others, however many images it has.
+        early_stopping: evaluations without a gain of validation accuracy after which the training ends; 0 for never.
         validation_size: part of the training images kept for validation: a fraction below 1,
             or a count; 0 trains on all.
         pad: pixels of padding before the random crop.
@@ -72,6 +89,11 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 1e-4
     decay: str = "kernels"
+    optimizer: str = "sgd"
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    early_stopping: int = 0
     validation_size: float = 0.1
     pad: int = 4
     pad_mode: str = "mean"
@@ -174,6 +196,9 @@ def _check(recipe: Recipe) -> None:
         "warmup_learning_rate": (0, 1e6),
         "momentum": (0, 1),
         "weight_decay": (0, 1e3),
+        "clip_norm": (1e-9, 1e9),
+        "label_smoothing": (0, 0.99),
+        "early_stopping": (0, 1_000_000),
         "validation_size": (0, 10**9),
         "pad": (0, 1000),
         "iterations": (1, 10**9),
@@ -187,6 +212,8 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
     if recipe.warmup == "iterations" and not recipe.warmup_iterations:
         raise UserError("--warmup iterations needs its length; add --warmup-iterations N (he2016 has 400)")
+    if recipe.early_stopping and recipe.validation_size == 0:
+        raise UserError("--early-stopping goes by the validation accuracy; use --validation-size above 0")
     if recipe.schedule == "plateau" and recipe.monitor == "validation-accuracy" and recipe.validation_size == 0:
         raise UserError(
             "a plateau schedule on the validation accuracy needs validation images; "

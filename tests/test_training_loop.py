@@ -494,3 +494,20 @@ def test_the_state_of_a_checkpoint_is_json(tmp_path):
     state = checkpoint.load_newest(tmp_path / "checkpoints")[1]
     assert json.loads(json.dumps(state)) == state
     assert state["step"] == ITERATIONS
+
+
+def test_it_ends_after_so_many_evaluations_without_a_gain(tmp_path):
+    """Validation at 3, 6, 9 and 10: 0.5, 0.4, 0.6, 0.55."""
+    ends = {}
+    for patience in (0, 1, 2):
+        run = Run(folder(tmp_path / str(patience)))
+        run.training.patience = patience
+        run.go()
+        ends[patience] = run.training.step
+    assert ends == {0: 10, 1: 6, 2: 10}
+    # Started again, it is where it was.
+    again = Run(tmp_path / "1")
+    again.training.patience = 1
+    assert again.go()
+    assert (again.training.step, again.rates) == (6, [])
+    assert len(read_iterations(tmp_path / "1" / "iterations.bin")) == 6

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe
-from resnet_tf.training.optim import decayed_variables, make_optimizer
+from resnet_tf.training.optim import decayed_variables, make_optimizer, undecayed_variables
 
 CONVOLUTIONS = [
     "stem_conv",
@@ -87,3 +87,49 @@ def test_a_second_optimizer_of_a_process_names_its_variables_alike(policy):
     assert {"iteration", "w_momentum"} <= kinds
     if policy == "mixed_float16":
         assert {"dynamic_scale", "step_counter"} <= kinds
+
+
+def written_out(name, gradients, w, *, decay=0.0, clip=None):
+    """Adam of 1412.6980, algorithm 1 (with Keras' place of epsilon), and the decay of 1711.05101, algorithm 2."""
+    first, second = np.zeros_like(w), np.zeros_like(w)
+    for t, gradient in enumerate(gradients, start=1):
+        if clip is not None:
+            gradient = gradient * min(1.0, clip / np.linalg.norm(gradient))
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        rate = 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        w = w - (0.01 * decay * w if name == "adamw" else 0) - rate * first / (np.sqrt(second) + 1e-7)
+    return w
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_adam_and_its_decay_as_in_the_papers(name, clip):
+    recipe = dataclasses.replace(get_recipe("he2015"), optimizer=name, weight_decay=0.1, clip_norm=clip)
+    start = np.array([1.0, -2.0, 3.0], np.float32)
+    decayed, spared = keras.Variable(start, name="w"), keras.Variable(start, name="b")
+    gradients = np.random.default_rng(0).standard_normal((6, 3))
+    for variable, decay in ((decayed, 0.1), (spared, 0.0)):
+        optimizer = make_optimizer(recipe, "float32", [spared])
+        optimizer.build([variable])
+        for gradient in gradients:
+            optimizer.learning_rate = 0.01
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        expected = written_out(name, gradients, start.astype(float), decay=decay, clip=clip)
+        np.testing.assert_allclose(variable, expected, rtol=1e-4)
+
+
+def test_clipping_is_by_the_norm_of_all_gradients_together():
+    recipe = dataclasses.replace(get_recipe("he2015"), momentum=0.0, clip_norm=1.0)
+    a, b = keras.Variable(np.zeros(1, np.float32), name="a"), keras.Variable(np.zeros(1, np.float32), name="b")
+    optimizer = make_optimizer(recipe, "float32")
+    optimizer.build([a, b])
+    optimizer.learning_rate = 1.0
+    optimizer.apply([tf.constant([3.0]), tf.constant([4.0])], [a, b])
+    np.testing.assert_allclose([*np.asarray(a), *np.asarray(b)], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_what_adamw_spares():
+    model = cifar_resnet(8, shortcut="projection")
+    assert paths(undecayed_variables(model, "kernels")) == paths(model.trainable_variables) - KERNELS
+    assert undecayed_variables(model, "all") == []

@@ -23,7 +23,8 @@ from resnet_tf.models.registry import build_model
 from resnet_tf.training.contracts import Intervals, Validate
 from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
 from resnet_tf.training.loop import Training
-from resnet_tf.training.optim import make_optimizer
+from resnet_tf.training.loss import balanced_weights
+from resnet_tf.training.optim import make_optimizer, undecayed_variables
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.steps import TrainStep, make_train_step, make_train_steps
@@ -115,7 +116,7 @@ class Job:
         self.parameters = self.model.count_params() - sum(
             math.prod(v.shape) for v in self.model.non_trainable_variables
         )
-        self.optimizer = make_optimizer(recipe, policy)
+        self.optimizer = make_optimizer(recipe, policy, undecayed_variables(self.model, recipe.decay))
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
         freeze(self.model, request.freeze)
@@ -127,7 +128,12 @@ class Job:
 
     def _functions(self) -> tuple[TrainStep, TrainStep]:
         """One update of what trains now, and several in one call."""
-        step = make_train_step(self.model, self.view, self.optimizer, self.request.recipe, self.request.jit_compile)
+        recipe, weights = self.request.recipe, None
+        if recipe.class_weights == "balanced":
+            weights = balanced_weights(self.material.train.labels, len(self.material.class_names))
+        step = make_train_step(
+            self.model, self.view, self.optimizer, recipe, self.request.jit_compile, class_weights=weights
+        )
         return step, make_train_steps(step, self.model)
 
     def _build(self) -> keras.Model:
@@ -167,6 +173,7 @@ class Job:
             intervals=Intervals(request.evaluate_every, request.checkpoint_iterations, request.checkpoint_seconds),
             reporter=progress,
             rollbacks=request.rollbacks,
+            patience=recipe.early_stopping,
             steps=self.steps,
             steps_per_call=request.steps_per_call or _steps_per_call(self.device, material.shape),
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,

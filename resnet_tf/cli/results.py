@@ -73,7 +73,7 @@ def finish(job: "Job", folder: RunFolder, settings: dict[str, Any]) -> dict[str,
         report = {
             "settings": settings,
             "parameters": job.parameters,
-            "iterations": job.schedule.iterations,
+            "iterations": training.step,
             "steps_per_epoch": job.batches.steps_per_epoch,
             "train_images": len(material.train),
             "validation_images": len(material.validation),

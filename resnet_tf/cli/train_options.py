@@ -25,6 +25,11 @@ LATER: dict[str, Any] = {
     "unfreeze_at": None,
     "unfreeze_learning_rate": None,
     "train_bn": False,
+    "recipe.optimizer": "sgd",
+    "recipe.clip_norm": None,
+    "recipe.label_smoothing": 0.0,
+    "recipe.class_weights": "none",
+    "recipe.early_stopping": 0,
 }
 
 _SEEDS = 2**32  # what NumPy and Keras take as a seed; more than any other number here needs
@@ -49,6 +54,10 @@ _RECIPE_HELP = {
     "weight_decay": "lambda of the gradient term lambda*w",
     "decay": "which variables decay",
     "warmup": "constant low learning rate at the start",
+    "clip_norm": "largest norm of all gradients together",
+    "label_smoothing": "share of the target that is spread over all classes",
+    "class_weights": "balanced: every class counts alike, however many images it has",
+    "early_stopping": "evaluations without a better validation accuracy after which it ends (0: never)",
 }
 
 
@@ -230,7 +239,7 @@ class Request:
             "jit_compile": self.jit_compile,
             "deterministic": self.deterministic,
         }
-        settings |= {key: getattr(self, key) for key in LATER}
+        settings |= {key: getattr(self, key) for key in LATER if not key.startswith("recipe.")}
         return {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
 
 

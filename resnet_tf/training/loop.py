@@ -42,6 +42,7 @@ class Training:
         intervals: Intervals,
         reporter: Reporter,
         rollbacks: int = 0,
+        patience: int = 0,
         steps: TrainStep | None = None,
         steps_per_call: int = 1,
         evaluate_train: Validate | None = None,
@@ -61,6 +62,7 @@ class Training:
             folder: claimed run folder.
             intervals: when to evaluate and to save.
             reporter: where progress goes.
+            patience: evaluations without a gain of validation accuracy after which the run ends; 0 for never.
             steps: several updates in one call; needed where `steps_per_call` is above 1.
             steps_per_call: updates in one call.
             rollbacks: how often a diverged run goes back to its last checkpoint with half the learning rate.
@@ -82,6 +84,7 @@ class Training:
         self.intervals = intervals
         self.reporter = reporter
         self.rollbacks = rollbacks
+        self.patience = patience
         self.evaluate_train = evaluate_train
         self.on_evaluation = on_evaluation
         self.switch = switch
@@ -97,8 +100,16 @@ class Training:
 
     @property
     def iterations(self) -> int:
-        """Updates of the whole run."""
+        """Updates of the whole run, unless it ends early."""
         return self.schedule.iterations
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the validation accuracy has not risen for as many evaluations as it may."""
+        accuracies = [row["validation_accuracy"] for row in self.rows]
+        if not self.patience or len(accuracies) <= self.patience or accuracies[-1] is None:
+            return False
+        return max(accuracies[-self.patience :]) <= max(accuracies[: -self.patience])
 
     def resume(self) -> bool:
         """Take up the newest whole checkpoint of the folder, if there is one.
@@ -135,7 +146,7 @@ class Training:
             UserError: the log of the iterations is shorter than the checkpoint says.
         """
         with StopRequest() as stop:
-            while self.step < self.iterations:
+            while self.step < self.iterations and not self.exhausted:
                 try:
                     self._open_log()
                     self._run_until_stop(stop)
@@ -166,6 +177,9 @@ class Training:
                 if evaluate or save:
                     self._count_time(started)
                     self._pause(evaluate, save, rates[-1])
+                    if self.exhausted:
+                        self.reporter.say(f"ending early: no better validation in {self.patience} evaluations")
+                        return
                     started = time.monotonic()
                 if stop.signal and self.step < self.iterations:
                     if self._saved_step < self.step:
@@ -204,7 +218,7 @@ class Training:
         self._check_variables()
         if evaluate:
             self._evaluate(rate)
-        if save or (evaluate and self.intervals.checkpoint_iterations is None):
+        if save or (evaluate and (self.intervals.checkpoint_iterations is None or self.exhausted)):
             self._save()
         if evaluate and self.on_evaluation is not None:
             began = time.monotonic()

@@ -4,29 +4,38 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from resnet_tf.recipes import Recipe
+from resnet_tf.training.loss import cross_entropy
 from resnet_tf.training.optim import decayed_variables
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def make_train_step(
-    model: keras.Model, view: keras.Model, optimizer: keras.optimizers.Optimizer, recipe: Recipe, jit_compile: bool
+    model: keras.Model,
+    view: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    recipe: Recipe,
+    jit_compile: bool,
+    class_weights: ArrayLike | None = None,
 ) -> TrainStep:
     """Compile the update of the trainable variables of `model` through its `view`.
 
     What is trainable is looked up here and at the first call, and holds for the step's whole life.
 
     The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the
-    variables that the recipe decays: the papers' decay, a gradient term weight_decay · w.
+    variables that the recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update,
+    so that its L2 term is 0. Softened targets and weighed classes are part of the loss.
 
     Args:
         model: stock model with logits.
         view: `fused_view` of the model, or the model itself.
         optimizer: built over these variables at least.
-        recipe: gives the decay.
+        recipe: gives the decay and the smoothing of labels.
         jit_compile: compile the step with XLA.
+        class_weights: factor for the images of each class (C,), or None.
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
@@ -34,6 +43,7 @@ def make_train_step(
     """
     variables = model.trainable_variables
     decayed = decayed_variables(model, recipe.decay)
+    decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay
     image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
     signature = (image, tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.float32))
 
@@ -44,9 +54,8 @@ def make_train_step(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             logits = tf.cast(view(images, training=True), tf.float32)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(losses)
-            l2 = recipe.weight_decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
+            loss = tf.reduce_mean(cross_entropy(labels, logits, recipe.label_smoothing, class_weights))
+            l2 = decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
             scaled = optimizer.scale_loss(loss + l2)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         optimizer.apply(gradients, variables)
