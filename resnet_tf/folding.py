@@ -1,5 +1,6 @@
 """Batch normalisation folded into the convolution before it, for inference."""
 
+import itertools
 from typing import Any
 
 import keras
@@ -56,20 +57,25 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
     """The normalisation that each convolution can take over, by the convolution's name."""
+    # The model's own calls only: a layer may have been called in other models too, such as a fused view.
+    calls: dict[str, list[Any]] = {}
     readers: dict[int, list[layers.Layer]] = {}
-    for layer in model.layers:
-        if len(layer._inbound_nodes) == 1:
-            for tensor in keras.tree.flatten(layer.input):
-                readers.setdefault(id(tensor), []).append(layer)
+    for node in itertools.chain.from_iterable(model._nodes_by_depth.values()):
+        calls.setdefault(node.operation.name, []).append(node)
+        for tensor in node.input_tensors:
+            readers.setdefault(id(tensor), []).append(node.operation)
     outputs = {id(tensor) for tensor in model.outputs}
     pairs = {}
     for layer in model.layers:
         if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
             continue
-        if len(layer._inbound_nodes) != 1 or id(layer.output) in outputs:
+        if len(calls[layer.name]) != 1:
             continue
-        after = readers.get(id(layer.output), [])
-        if len(after) == 1 and _over_channels(after[0], layer):
+        result = id(calls[layer.name][0].outputs[0])
+        after = readers.get(result, [])
+        if result in outputs or len(after) != 1 or len(calls[after[0].name]) != 1:
+            continue
+        if _over_channels(after[0], layer):
             pairs[layer.name] = after[0]
     return pairs
 
