@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS, check_name
+from resnet_tf.cli.inference import add_inference_flags
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.predictions import CHOICES
 from resnet_tf.files import write_json
@@ -33,6 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
     parser.add_argument("--on-bad-image", choices=ON_BAD, help="own images (default: as the model was trained)")
     parser.add_argument("--batch-size", type=int, help="images at once (default: 500, fewer of large ones)")
+    add_inference_flags(parser)
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--report", metavar="DIR", help="write pictures, tables and report.html to this folder")
     parser.add_argument("--examples", choices=CHOICES, default="wrong", help="images it shows (default: %(default)s)")
@@ -72,7 +74,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model = load_model(path)
     tests = find_tests(model, sidecar, dataset, arguments)
     probabilities: list[np.ndarray] = []
-    result = score_model(model, path, tests, arguments.batch_size, say=print, keep=probabilities.append).as_dict()
+    result = score_model(
+        model,
+        path,
+        tests,
+        arguments.batch_size,
+        say=print,
+        keep=probabilities.append,
+        precision=arguments.precision,
+        fold_bn=arguments.fold_bn,
+    ).as_dict()
     result["data_source"] = tests.source
     print(f"{path} on the test set of {dataset} ({tests.source})")
     print(describe(result, tests.class_names))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
+from resnet_tf.cli.inference import add_inference_flags, compiled_inference
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
 from resnet_tf.imagenet_classes import imagenet_classes
@@ -42,6 +43,7 @@ def make_parser() -> Parser:
     parser.add_argument("--resize", type=int, help="pixels of the shorter side (default: by the model's input)")
     parser.add_argument("--crop", type=int, help="side of the square cut from the centre (default: the model's input)")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: %(default)s)")
+    add_inference_flags(parser)
     parser.add_argument("--csv", metavar="FILE", help="write a row for each image and class to this file")
     parser.add_argument("--json", metavar="FILE", help="write the predictions to this file")
     return parser
@@ -119,7 +121,7 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
     classes = class_table(sidecar, outputs[1])
     found = predict_files(
         paths,
-        probabilities_of(model),
+        probabilities_of(model, arguments.precision, arguments.fold_bn),
         framing_of(shape, sidecar, arguments.resize, arguments.crop),
         channels=shape[3],
         top=arguments.top,
@@ -137,14 +139,13 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
     return result
 
 
-def probabilities_of(model: "keras.Model") -> Any:
+def probabilities_of(model: "keras.Model", precision: str = "float32", fold_bn: bool = False) -> Any:
     """A compiled function from pixels (B, height, width, channels) uint8 to probabilities (B, classes)."""
-    from resnet_tf.evaluation.score import compiled_forward, head_kind
-    from resnet_tf.fused import fused_view
+    from resnet_tf.evaluation.score import head_kind
     from resnet_tf.metrics import log_softmax
 
     kind = head_kind(model)
-    forward = compiled_forward(fused_view(model) if hasattr(model, "operations") else model)
+    forward = compiled_inference(model, precision, fold_bn)
 
     def probabilities(pixels: np.ndarray) -> np.ndarray:
         outputs = np.asarray(forward(pixels))

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 
 from resnet_tf.cli.datasets import is_own, load_dataset
+from resnet_tf.cli.inference import compiled_inference
 from resnet_tf.cli.material import Part, part_to_test
 from resnet_tf.cli.own_images import images_to_test
 from resnet_tf.cli.predict import framing_of
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.score import Score, compiled_forward, head_kind, score_batches
+from resnet_tf.evaluation.score import Score, head_kind, score_batches
 from resnet_tf.framing import Framing
-from resnet_tf.fused import fused_view
 from resnet_tf.metrics import log_softmax
 
 
@@ -69,10 +69,13 @@ def score_model(
     batch_size: int | None = None,
     say: Callable[[str], None] | None = None,
     keep: Callable[[np.ndarray], None] | None = None,
+    precision: str = "float32",
+    fold_bn: bool = False,
 ) -> Score:
-    """Score a model, which was loaded from `path`, in float32.
+    """Score a model, which was loaded from `path`.
 
-    `say` is told how the output is taken, `keep` gets the probabilities (B, classes) batch by batch.
+    `say` is told how the output is taken, `keep` gets the probabilities (B, classes) batch by batch; `precision` and
+    `fold_bn` are those of `compiled_inference`.
 
     Raises:
         UserError: its input or output does not fit the data.
@@ -81,7 +84,7 @@ def score_model(
     kind = head_kind(model)
     if say is not None:
         say(f"the model's output is taken as {kind}")
-    compiled = compiled_forward(fused_view(model))
+    compiled = compiled_inference(model, precision, fold_bn)
 
     def forward(batch: np.ndarray) -> np.ndarray:
         outputs = np.asarray(compiled(batch))
