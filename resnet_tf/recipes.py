@@ -61,6 +61,10 @@ class Recipe:
             leaves them as they are.
         label_smoothing: share of the target that is spread evenly over all classes.
         class_weights: "none", or "balanced": each class counts as much as the others, however many images it has.
+        accumulate: equal parts in which a batch goes through the network, for one update; fits batches into a small
+            memory. Batch normalisation takes its statistics from each part.
+        ema: decay of the exponential moving average of the weights that is validated and saved in their place, or
+            None; in the first updates it is lower, (1 + t) / (10 + t) after t of them.
         early_stopping: evaluations without a gain of validation accuracy after which the training ends; 0 for never.
         validation_size: part of the training images kept for validation: a fraction below 1,
             or a count; 0 trains on all.
@@ -93,6 +97,8 @@ class Recipe:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: str = "none"
+    accumulate: int = 1
+    ema: float | None = None
     early_stopping: int = 0
     validation_size: float = 0.1
     pad: int = 4
@@ -198,6 +204,7 @@ def _check(recipe: Recipe) -> None:
         "weight_decay": (0, 1e3),
         "clip_norm": (1e-9, 1e9),
         "label_smoothing": (0, 0.99),
+        "accumulate": (1, 1_000_000),
         "early_stopping": (0, 1_000_000),
         "validation_size": (0, 10**9),
         "pad": (0, 1000),
@@ -208,6 +215,12 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, field)
         if value is not None and not low <= value <= high:  # also catches NaN
             raise UserError(f"--{_flag(field)} {value} is out of range; allowed: {low} to {high:g}")
+    if recipe.ema is not None and not 0 < recipe.ema < 1:
+        raise UserError(f"--ema {recipe.ema} is out of range; allowed: above 0 and below 1, such as 0.999")
+    if recipe.batch_size % recipe.accumulate:
+        raise UserError(
+            f"--accumulate {recipe.accumulate} does not divide the batch size {recipe.batch_size}; give a divisor of it"
+        )
     if any(not 0 < drop < 1 for drop in recipe.drops) or list(recipe.drops) != sorted(set(recipe.drops)):
         raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
     if recipe.warmup == "iterations" and not recipe.warmup_iterations:

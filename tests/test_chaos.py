@@ -5,7 +5,7 @@ from tests.chaos.harness import SIGKILL_CODE, digests, start, undisturbed
 FLAGS = (
     *("--dataset", "shapes", "--model", "resnet8_v2", "--iterations", "12", "--batch-size", "16"),
     *("--validation-size", "40", "--eval-every", "5", "--checkpoint-every", "4", "--threads", "1"),
-    *("--precision", "float32"),
+    *("--precision", "float32", "--ema", "0.9"),
 )
 
 

@@ -56,10 +56,11 @@ class Run:
 
     def __init__(self, path, *, hooks=None, intervals=None, rollbacks=0, validate=True, **changes):
         keras.utils.set_random_seed(0)
-        self.model = one_layer("only")
+        self.model, self.average = one_layer("only"), one_layer("only")
         self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9, name="sgd")
         self.optimizer.build(self.model.trainable_variables)
         self.hooks, self.reporter, self.rates, self.best = hooks or {}, Reporter(), [], []
+        self.averages = []
         recipe = override(get_recipe("he2015"), iterations=ITERATIONS, **changes)
         self.schedule = Schedule(recipe, recipe.length(12))
         self.training = Training(
@@ -74,14 +75,18 @@ class Run:
             intervals=intervals or Intervals(evaluate=3, checkpoint_iterations=2),
             reporter=self.reporter,
             rollbacks=rollbacks,
+            average=self.average,
         )
 
     def step(self, images, labels, rate):
         """Not commutative and dependent on data, rate and momentum, so that a wrong order or a lost slot shows."""
         done = int(images[0])
         self.rates.append(float(rate))
+        self.averages.append((done, self.average.get_weights()[0].tobytes()))
         self.optimizer.learning_rate = float(rate)
         self.optimizer.apply([v * 0.5 + np.float32(done + 1) / 7 for v in self.model.trainable_variables])
+        for average, variable in zip(self.average.variables, self.model.variables, strict=True):
+            average.assign(0.75 * average + 0.25 * variable)
         weights = float(np.sum(self.model.get_weights()[0]))
         result = np.array([2 + done / 10 + weights / 1_000, 0.25, 1 / (done + 2)], np.float32)
         hook = self.hooks.get(done)
@@ -96,11 +101,14 @@ class Run:
         self.training.run()
         return resumed
 
+    def all_variables(self):
+        return [*self.model.variables, *self.optimizer.variables, *self.average.variables]
+
     def outcome(self):
         """All that a finished run has, without the times."""
         log = read_iterations(self.training.folder.path / "iterations.bin")
         rows = [{key: value for key, value in row.items() if key not in TIMES} for row in self.training.rows]
-        variables = [v.numpy().tobytes() for v in [*self.model.variables, *self.optimizer.variables]]
+        variables = [v.numpy().tobytes() for v in self.all_variables()]
         return variables, log.tobytes(), rows, self.training.best, self.schedule.state
 
 
@@ -383,6 +391,13 @@ def test_a_rollback_halves_the_learning_rate(tmp_path):
     assert any("rolled back to iteration 6 with the learning rate times 0.5" in line for line in run.reporter.lines)
     assert len(read_iterations(tmp_path / "iterations.bin")) == ITERATIONS
     assert [row["iteration"] for row in run.training.rows] == [3, 6, 9, 10]
+
+
+def test_a_rollback_takes_the_average_along(tmp_path):
+    run = Run(tmp_path, hooks=failing(1), rollbacks=3)
+    run.go()
+    before, again = (value for step, value in run.averages if step == 6)
+    assert before == again
 
 
 def test_every_rollback_halves_again_and_the_fourth_gives_up(tmp_path):

@@ -20,6 +20,7 @@ from resnet_tf.evaluation.score import compiled_forward, score_batches
 from resnet_tf.extras import need
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
+from resnet_tf.training.average import make_average
 from resnet_tf.training.contracts import Intervals, Validate
 from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
 from resnet_tf.training.loop import Training
@@ -87,7 +88,13 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
 
 
 class Job:
-    """A run whose data, network and compiled step are ready."""
+    """A run whose data, network and compiled step are ready.
+
+    Attributes:
+        model: what trains.
+        average: what holds the moving averages of its weights, or None.
+        judged: whichever of the two is validated, saved and tested.
+    """
 
     def __init__(
         self,
@@ -116,6 +123,8 @@ class Job:
         self.parameters = self.model.count_params() - sum(
             math.prod(v.shape) for v in self.model.non_trainable_variables
         )
+        self.average = None if recipe.ema is None else make_average(self.model)
+        self.judged = self.average or self.model
         self.optimizer = make_optimizer(recipe, policy, undecayed_variables(self.model, recipe.decay))
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
@@ -132,7 +141,14 @@ class Job:
         if recipe.class_weights == "balanced":
             weights = balanced_weights(self.material.train.labels, len(self.material.class_names))
         step = make_train_step(
-            self.model, self.view, self.optimizer, recipe, self.request.jit_compile, class_weights=weights
+            self.model,
+            self.view,
+            self.optimizer,
+            recipe,
+            self.request.jit_compile,
+            class_weights=weights,
+            accumulate=recipe.accumulate,
+            average=self.average,
         )
         return step, make_train_steps(step, self.model)
 
@@ -181,6 +197,7 @@ class Job:
             switch=None
             if request.unfreeze_at is None
             else Unfreezing(self.model, request, self._functions, progress.say),
+            average=self.average,
         )
         progress.say(
             f"{request.model} on {request.dataset} ({material.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
@@ -218,13 +235,13 @@ class Job:
             folder / "tensorboard",
             self.model,
             material.train.first(self.request.recipe.batch_size).arrays(),
-            evaluation_pictures(self.model, *looked_at.arrays(), material.class_names),
+            evaluation_pictures(self.judged, *looked_at.arrays(), material.class_names),
             every,
         )
 
     def _evaluation(self, part: Part) -> Validate:
         """A function that returns loss and accuracy on a part of the images, in float32."""
-        forward = compiled_forward(fused_view(self.model))
+        forward = compiled_forward(fused_view(self.judged))
         classes = len(self.material.class_names)
 
         def evaluate() -> tuple[float, float]:

@@ -31,8 +31,8 @@ def save_model(job: "Job", path: Path, metrics: dict[str, Any]) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    with room_for_depth(len(job.model.layers)), thawed(job.model):
-        write_with(path, job.model.save)
+    with room_for_depth(len(job.judged.layers)), thawed(job.judged):
+        write_with(path, job.judged.save)
     request, material = job.request, job.material
     sidecar = {
         "class_names": list(material.class_names),

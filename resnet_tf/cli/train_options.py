@@ -30,6 +30,8 @@ LATER: dict[str, Any] = {
     "recipe.label_smoothing": 0.0,
     "recipe.class_weights": "none",
     "recipe.early_stopping": 0,
+    "recipe.accumulate": 1,
+    "recipe.ema": None,
 }
 
 _SEEDS = 2**32  # what NumPy and Keras take as a seed; more than any other number here needs
@@ -57,6 +59,8 @@ _RECIPE_HELP = {
     "clip_norm": "largest norm of all gradients together",
     "label_smoothing": "share of the target that is spread over all classes",
     "class_weights": "balanced: every class counts alike, however many images it has",
+    "accumulate": "equal parts in which a batch is computed, for the memory's sake (default: 1)",
+    "ema": "decay of a moving average of the weights, such as 0.999, that is validated and saved in their place",
     "early_stopping": "evaluations without a better validation accuracy after which it ends (0: never)",
 }
 

@@ -48,11 +48,12 @@ class Training:
         evaluate_train: Validate | None = None,
         on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
         switch: Switch | None = None,
+        average: keras.Model | None = None,
     ) -> None:
         """Wire a run; `resume` and `run` do the work.
 
         Args:
-            model: stock model; what is saved.
+            model: stock model.
             optimizer: built over its trainable variables.
             step: compiled update.
             schedule: learning rates of the whole run.
@@ -70,6 +71,7 @@ class Training:
             on_evaluation: gets all rows after each evaluation, when they and the checkpoint are on the disk;
                 what it raises ends the run.
             switch: gives other updates than `step` and `steps` on either side of its iteration.
+            average: the model that holds the moving averages of the weights, where the steps move one.
         """
         self.model = model
         self.optimizer = optimizer
@@ -88,6 +90,7 @@ class Training:
         self.evaluate_train = evaluate_train
         self.on_evaluation = on_evaluation
         self.switch = switch
+        self.average = average
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -348,8 +351,11 @@ class Training:
         return {key: np.asarray(variable) for key, variable in self._variables().items()}
 
     def _variables(self) -> dict[str, keras.Variable]:
-        model = {f"model/{v.path}": v for v in self.model.variables}
-        return model | {f"optimizer/{v.path}": v for v in self.optimizer.variables}
+        variables = {f"model/{v.path}": v for v in self.model.variables}
+        variables |= {f"optimizer/{v.path}": v for v in self.optimizer.variables}
+        if self.average is not None:
+            variables |= {f"average/{v.path}": v for v in self.average.variables}
+        return variables
 
     def _assign(self, arrays: dict[str, np.ndarray]) -> None:
         variables = self._variables()

@@ -7,10 +7,13 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from resnet_tf.recipes import Recipe
+from resnet_tf.training.average import move_averages, moving_pairs
 from resnet_tf.training.loss import cross_entropy
 from resnet_tf.training.optim import decayed_variables
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# Of images and labels: gradients by variable, and what a step returns.
+Backward = Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]
 
 
 def make_train_step(
@@ -20,6 +23,9 @@ def make_train_step(
     recipe: Recipe,
     jit_compile: bool,
     class_weights: ArrayLike | None = None,
+    *,
+    accumulate: int = 1,
+    average: keras.Model | None = None,
 ) -> TrainStep:
     """Compile the update of the trainable variables of `model` through its `view`.
 
@@ -29,6 +35,10 @@ def make_train_step(
     variables that the recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update,
     so that its L2 term is 0. Softened targets and weighed classes are part of the loss.
 
+    With `accumulate`, a batch goes through the network in equal parts, one after the other, and the mean of their
+    gradients makes the one update: that of the whole batch, but that batch normalisation which trains normalises
+    each part by itself, and moves its statistics with each part.
+
     Args:
         model: stock model with logits.
         view: `fused_view` of the model, or the model itself.
@@ -36,6 +46,8 @@ def make_train_step(
         recipe: gives the decay and the smoothing of labels.
         jit_compile: compile the step with XLA.
         class_weights: factor for the images of each class (C,), or None.
+        accumulate: parts of a batch; the number of images must be a multiple of it.
+        average: `make_average` of the model, which moves by the recipe's `ema` after each update; or None.
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
@@ -47,9 +59,10 @@ def make_train_step(
     image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
     signature = (image, tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.float32))
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
-    def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-        optimizer.learning_rate = learning_rate
+    averaged = [] if average is None else moving_pairs(model, average)
+    ema = 0.0 if recipe.ema is None else recipe.ema
+
+    def backward(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         # Watched by hand: below the lowest variable that trains, the tape then has nothing to go back through.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
@@ -58,11 +71,48 @@ def make_train_step(
             l2 = decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
             scaled = optimizer.scale_loss(loss + l2)
         gradients = tape.gradient(scaled, [v.value for v in variables])
-        optimizer.apply(gradients, variables)
         right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-        return tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))])
+        return gradients, tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))])
+
+    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        optimizer.learning_rate = learning_rate
+        if accumulate == 1:
+            gradients, results = backward(images, labels)
+        else:
+            gradients, results = _mean_of_parts(backward, images, labels, accumulate)
+        optimizer.apply(gradients, variables)
+        if averaged:
+            move_averages(averaged, ema, optimizer.iterations)
+        return results
 
     return step
+
+
+def _mean_of_parts(
+    backward: Backward, images: tf.Tensor, labels: tf.Tensor, count: int
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Means of what `backward` returns for each of `count` equal parts of a batch."""
+
+    def in_parts(whole: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(whole, tf.concat([[count, -1], tf.shape(whole)[1:]], axis=0))
+
+    image_parts, label_parts = in_parts(images), in_parts(labels)
+
+    def of_part(k: tf.Tensor) -> list[tf.Tensor]:
+        gradients, results = backward(
+            tf.ensure_shape(image_parts[k], images.shape), tf.ensure_shape(label_parts[k], labels.shape)
+        )
+        return [value / count for value in (*gradients, results)]
+
+    def add(k: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        return k + 1, [total + value for total, value in zip(sums, of_part(k), strict=True)]
+
+    # One part at a time: to hold the activations of a part alone is what this is for.
+    _, sums = tf.while_loop(
+        lambda k, _: k < count, add, (tf.constant(1), of_part(tf.constant(0))), parallel_iterations=1
+    )
+    return sums[:-1], sums[-1]
 
 
 def make_train_steps(step: TrainStep, model: keras.Model) -> TrainStep:

@@ -5,7 +5,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.chaos.harness import FLAGS, digests, summary, torment, undisturbed
+from tests.chaos.harness import FLAGS, VARIATIONS, digests, summary, torment, undisturbed
 
 KILLS_A_RUN = 5
 
@@ -20,19 +20,19 @@ def main() -> int:
     outcomes = []
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(arguments.jobs) as pool:
         reference = {}
-        for precision in ("float32", "mixed_bfloat16"):
-            flags = (*FLAGS, "--precision", precision)
-            folder = Path(work) / f"undisturbed-{precision}"
-            reference[precision] = flags, undisturbed(folder, flags), digests(folder)
+        for variation, flags in VARIATIONS.items():
+            folder = Path(work) / f"undisturbed-{variation}"
+            reference[variation] = undisturbed(folder, (*FLAGS, *flags)), digests(folder)
         number = 0
         while (done := sum(outcome.kills for outcome in outcomes)) < arguments.kills:
             batch = []
             for _ in range(max(arguments.jobs, -(-(arguments.kills - done) // KILLS_A_RUN))):
-                flags, operations, expected = reference[("float32", "mixed_bfloat16")[number % 2]]
+                variation = list(VARIATIONS)[number % len(VARIATIONS)]
+                operations, expected = reference[variation]
                 folder = Path(work) / f"run{number}" / "run"
                 folder.parent.mkdir()
                 seed = arguments.seed + number
-                batch.append(pool.submit(torment, folder, flags, operations, KILLS_A_RUN, seed, expected))
+                batch.append(pool.submit(torment, folder, variation, operations, KILLS_A_RUN, seed, expected))
                 number += 1
             for future in batch:
                 outcomes.append(future.result())

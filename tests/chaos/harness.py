@@ -19,13 +19,18 @@ FLAGS = (
     *("--dataset", "shapes", "--model", "resnet8_v2", "--iterations", "60", "--batch-size", "32"),
     *("--validation-size", "200", "--eval-every", "13", "--checkpoint-every", "7", "--threads", "1"),
 )
+VARIATIONS = {
+    "float32": ("--precision", "float32"),
+    "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
+    "averaged": ("--precision", "float32", "--ema", "0.99", "--accumulate", "2", "--optimizer", "adam"),
+}
 
 
 @dataclass
 class Outcome:
     """What became of one run."""
 
-    precision: str
+    variation: str
     kills: int = 0
     kills_in_saves: int = 0
     moves: int = 0
@@ -61,15 +66,15 @@ def digests(folder: Path) -> dict[str, str]:
     return result
 
 
-def torment(
-    folder: Path, flags: tuple[str, ...], operations: int, kills: int, seed: int, expected: dict[str, str]
-) -> Outcome:
-    """Kill a run `kills` times, half of them at a file operation and half at any moment; then let it finish.
+def torment(folder: Path, variation: str, operations: int, kills: int, seed: int, expected: dict[str, str]) -> Outcome:
+    """Kill a run of a variation `kills` times, then let it finish.
 
-    After every third kill the run is moved to another folder.
+    Half of the kills come at a file operation and half at any moment. After every third kill the run is
+    moved to another folder.
     """
     draw = random.Random(seed)
-    outcome = Outcome(precision=flags[-1])
+    flags = (*FLAGS, *VARIATIONS[variation])
+    outcome = Outcome(variation)
     for number in range(kills):
         in_save = number % 2 == 0
         # Later starts have fewer operations left: aim low enough to hit one of them.
