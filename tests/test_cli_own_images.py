@@ -13,8 +13,9 @@ import pytest
 from resnet_tf.cli import evaluate, job, material, predict
 from resnet_tf.cli.datasets import short_name
 from resnet_tf.cli.main import main as resnet_tf
+from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train import main, summary
-from resnet_tf.cli.train_options import make_parser, parse_request
+from resnet_tf.cli.train_options import make_parser
 from resnet_tf.data.dataset import Split
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.canvas import can_draw

@@ -145,7 +145,7 @@ def all_saves(monkeypatch):
         save(path, step, arrays, state)
         steps.append(step)
 
-    monkeypatch.setattr(loop.checkpoint, "save", noting)
+    monkeypatch.setattr(checkpoint, "save", noting)
     return steps
 
 
@@ -303,7 +303,7 @@ def test_a_signal_during_an_evaluation_or_a_save(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         return save(*arguments)
 
-    monkeypatch.setattr(loop.checkpoint, "save", signal_first)
+    monkeypatch.setattr(checkpoint, "save", signal_first)
     with pytest.raises(Stopped):
         again.go()
     assert saved_steps(tmp_path) == [3, 7]
@@ -437,7 +437,7 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(path, step, arrays, state)
 
-    monkeypatch.setattr(loop.checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "save", full)
     run = Run(folder(tmp_path / "full"), hooks={8: stop_here})
     with pytest.raises(Stopped):
         run.go()

@@ -77,7 +77,8 @@ def test_the_median_prunes(tmp_path):
 
 def test_a_search_ends_in_a_train_command(small_data, tmp_path, capsys):
     pytest.importorskip("optuna", reason="needs the extra tune")
-    from resnet_tf.cli import train_options
+    from resnet_tf.cli.request import parse_request
+    from resnet_tf.cli.train_options import make_parser
 
     flags = ["--trials", "2", "--dataset", "shapes", "--model", "resnet8_v2", "--epochs", "1", "--batch-size", "16,32"]
     flags += ["--device", "cpu", "--study-dir", str(tmp_path / "study")]
@@ -85,7 +86,7 @@ def test_a_search_ends_in_a_train_command(small_data, tmp_path, capsys):
     assert result["trials"] == 2
     parts = result["command"].split()
     assert parts[:2] == ["python", "train.py"]
-    request = train_options.parse_request(train_options.make_parser().parse_args(parts[2:]))
+    request = parse_request(make_parser().parse_args(parts[2:]))
     assert request.recipe.learning_rate == result["settings"]["learning_rate"]
     assert (request.recipe.epochs, request.model, request.dataset) == (1.0, "resnet8_v2", "shapes")
     # The best trial's folder was trained with the very same settings, and has no test result.

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from resnet_tf.cli.evaluate import model_path
-from resnet_tf.cli.train_options import Request
+from resnet_tf.cli.request import Request
 from resnet_tf.models.registry import CIFAR_NETWORKS
 from resnet_tf.training.steps import TrainStep
 from resnet_tf.transfer.finetune import describe_trainable, freeze, unfreeze

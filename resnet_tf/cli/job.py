@@ -11,8 +11,10 @@ import tensorflow as tf
 from resnet_tf.cli.finetuning import Pretrained, Unfreezing
 from resnet_tf.cli.material import Material, Part, fingerprint_of, images_at_once, make_material, open_images
 from resnet_tf.cli.progress import Progress
+from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
-from resnet_tf.cli.train_options import Request, describe_recipe
+from resnet_tf.cli.settings import check_files
+from resnet_tf.cli.train_options import describe_recipe
 from resnet_tf.cli.watchers import CurveDrawer, Watcher, Watchers
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
@@ -60,16 +62,8 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
     pretrained = Pretrained(request) if request.weights is not None else None
     if pretrained is not None:
         settings["weights.sha256"] = pretrained.digest
-    if known and known.get("weights.sha256") != settings.get("weights.sha256"):
-        raise UserError(
-            f"run folder {folder.path} was started from other weights than {request.weights} holds now; "
-            "give another --run-dir, or --overwrite to start anew"
-        )
-    if known and known["data.fingerprint"] != settings["data.fingerprint"]:
-        raise UserError(
-            f"run folder {folder.path} was started on other data ({known['data.source']}, here {images.source}); "
-            "give that --data-dir, another --run-dir, or --overwrite to start anew"
-        )
+    if known:
+        check_files(folder, known, settings)
     with tf.device(device.name):
         material = make_material(images, request, pretrained.statistics if pretrained else None)
         job = Job(request, material, policy, device, pretrained)

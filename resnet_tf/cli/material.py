@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from resnet_tf.cli.datasets import is_own, load_dataset
 from resnet_tf.cli.own_images import OwnImages, open_own
-from resnet_tf.cli.train_options import Request
+from resnet_tf.cli.request import Request
 from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
 from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
 from resnet_tf.data.file_source import FileSource, FramedSource

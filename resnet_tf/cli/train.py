@@ -10,9 +10,11 @@ from typing import Any
 
 from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.cli.compare import compare_table
-from resnet_tf.cli.train_options import LATER, Request, describe_recipes, make_parser, parse_request
+from resnet_tf.cli.request import Request, parse_request
+from resnet_tf.cli.settings import check_flags
+from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_folder import RunFolder, difference
+from resnet_tf.training.run_folder import RunFolder
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -86,18 +88,12 @@ def _finished(request: Request, folder: RunFolder) -> dict[str, Any] | None:
     settings = folder.settings()
     if settings is None:
         return None
-    asked = LATER | request.settings()
-    settings = LATER | settings
+    asked = request.settings()
     if request.precision != "auto":
         asked["precision"] = request.precision
     if request.threads:
         asked["threads"] = request.threads
-    differs = difference({key: settings.get(key) for key in asked}, asked)
-    if differs:
-        raise UserError(
-            f"run folder {folder.path} belongs to a run of other settings: {differs}; "
-            "give another --run-dir, or --overwrite to start anew"
-        )
+    check_flags(folder, settings, asked)
     return folder.report()
 
 

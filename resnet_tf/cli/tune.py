@@ -10,6 +10,7 @@ from typing import Any
 from resnet_tf.cli import train_options
 from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS
+from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.study import Report, Space, finished, open_study, run_study
 from resnet_tf.errors import UserError
 from resnet_tf.extras import need
@@ -147,10 +148,10 @@ def _train_argv(arguments: argparse.Namespace, chosen: dict[str, Any]) -> list[s
     return [part for flag, value in pairs for part in (flag, f"{value:g}" if isinstance(value, float) else str(value))]
 
 
-def _request(arguments: argparse.Namespace, chosen: dict[str, Any], folder: Path) -> train_options.Request:
+def _request(arguments: argparse.Namespace, chosen: dict[str, Any], folder: Path) -> Request:
     argv = [*_train_argv(arguments, chosen), "--run-dir", str(folder)]
     argv += [part for key in _RUN_FLAGS for part in (f"--{key}", str(getattr(arguments, key)))]
-    request = train_options.parse_request(train_options.make_parser().parse_args(argv))
+    request = parse_request(train_options.make_parser().parse_args(argv))
     if request.recipe.validation_size == 0:
         raise UserError(f"--recipe {arguments.recipe} keeps no validation images to search by; give another one")
     return request

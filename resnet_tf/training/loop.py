@@ -1,22 +1,20 @@
 """The training loop: steps, evaluations, checkpoints, and nothing that depends on when it was stopped."""
 
-import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError
-from resnet_tf.training import checkpoint
 from resnet_tf.training.contracts import BatchSource, Diverged, Intervals, Reporter, Stopped, Sums, Switch, Validate
-from resnet_tf.training.history import IterationLog, write_rows
+from resnet_tf.training.history import write_rows
+from resnet_tf.training.keeper import Keeper, State, run_variables
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.signals import StopRequest
 from resnet_tf.training.steps import TrainStep
+from resnet_tf.training.updates import Updates
 
 BLOCK = 25  # iterations between two looks at the results, so that the device need not wait for the host
 
@@ -24,7 +22,7 @@ BLOCK = 25  # iterations between two looks at the results, so that the device ne
 class Training:
     """One run: a model that goes from its first to its last update in a run folder.
 
-    Everything that the future depends on is in the variables or in `_state`, and goes into
+    Everything that the future depends on is in the variables or in `State`, and goes into
     each checkpoint; so a run that is stopped anywhere and resumed ends with the same bits.
     """
 
@@ -75,9 +73,7 @@ class Training:
         """
         self.model = model
         self.optimizer = optimizer
-        self.step_function = step
-        self.steps_function = steps or step
-        self.steps_per_call = steps_per_call
+        self.updates = Updates(step, steps, steps_per_call, switch)
         self.schedule = schedule
         self.batches = batches
         self.validate = validate
@@ -89,7 +85,6 @@ class Training:
         self.patience = patience
         self.evaluate_train = evaluate_train
         self.on_evaluation = on_evaluation
-        self.switch = switch
         self.average = average
         self.step = 0
         self.rows: list[dict[str, Any]] = []
@@ -97,8 +92,7 @@ class Training:
         self._since = Sums()
         self._rolled_back = 0
         self._seconds = 0.0
-        self._log: IterationLog | None = None
-        self._saved_step = -1
+        self._keeper = Keeper(folder, reporter.say)
         self._saved_at = time.monotonic()
 
     @property
@@ -123,21 +117,12 @@ class Training:
         Raises:
             UserError: no checkpoint is whole, or it belongs to another network.
         """
-        found = checkpoint.load_newest(self.folder.checkpoints)
-        if found is None:
+        state = self._keeper.load(self._variables())
+        if state is None:
             return False
-        arrays, state, damaged = found
-        for path in damaged:
-            self.reporter.say(f"checkpoint {path.name} is damaged; going back to iteration {state['step']}")
-            # Aside, so that it does not count among the two that are kept.
-            with contextlib.suppress(OSError):
-                path.rename(path.with_suffix(".damaged"))
-        self._assign(arrays)
-        self.step, self.rows, self.best = state["step"], state["rows"], state["best"]
-        self.schedule.state = state["schedule"]
-        self._since = Sums(**state["since"])
-        self._seconds, self._rolled_back = state["seconds"], state["rolled_back"]
-        self._saved_step = self.step
+        self.step, self.rows, self.best = state.step, state.rows, state.best
+        self.schedule.state = state.schedule
+        self._since, self._seconds, self._rolled_back = state.since, state.seconds, state.rolled_back
         return True
 
     def run(self) -> None:
@@ -151,7 +136,7 @@ class Training:
         with StopRequest() as stop:
             while self.step < self.iterations and not self.exhausted:
                 try:
-                    self._open_log()
+                    self._keeper.open_log(self.step)
                     self._run_until_stop(stop)
                 except Diverged as error:
                     if self._rolled_back >= self.rollbacks:
@@ -159,17 +144,16 @@ class Training:
                     self._roll_back(str(error))
 
     def _run_until_stop(self, stop: StopRequest) -> None:
-        evaluate_every = self.intervals.evaluate or self.batches.steps_per_epoch
         pending: list[Any] = []
         looked = self.step
         started = time.monotonic()
         batches = self.batches.iterate(self.step, self.iterations)
         try:
-            for group in self._groups(batches, evaluate_every):
+            for group in self.updates.groups(batches, self.step, self._is_boundary):
                 rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
-                pending.append(self._update(group, np.asarray(rates, np.float32)))
+                pending.append(self.updates.run(self.step, group, np.asarray(rates, np.float32)))
                 self.step += len(group)
-                evaluate = self.step % evaluate_every == 0 or self.step == self.iterations
+                evaluate = self._evaluation_due(self.step)
                 save = self._checkpoint_due()
                 full = self.step - looked >= BLOCK
                 if not (evaluate or save or stop.signal or self.schedule.needs_batches or full):
@@ -185,36 +169,21 @@ class Training:
                         return
                     started = time.monotonic()
                 if stop.signal and self.step < self.iterations:
-                    if self._saved_step < self.step:
+                    if self._keeper.saved_step < self.step:
                         self._count_time(started)
                         self._pause(False, True, rates[-1])
                     raise Stopped(stop.signal, self.step)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def _groups(
-        self, batches: Iterator[tuple[np.ndarray, np.ndarray]], evaluate_every: int
-    ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """Batches of one call each; a group never reaches over an evaluation or a checkpoint."""
-        group = []
-        for batch in batches:
-            group.append(batch)
-            ahead = self.step + len(group)
-            every = self.intervals.checkpoint_iterations
-            boundary = ahead % evaluate_every == 0 or ahead == self.iterations or (every and ahead % every == 0)
-            boundary = boundary or (self.switch is not None and ahead == self.switch.at)
-            if boundary or len(group) == self.steps_per_call or self.schedule.needs_batches:
-                yield group
-                group = []
+    def _evaluation_due(self, step: int) -> bool:
+        return step % (self.intervals.evaluate or self.batches.steps_per_epoch) == 0 or step == self.iterations
 
-    def _update(self, group: list[tuple[np.ndarray, np.ndarray]], rates: np.ndarray) -> Any:
-        """Results (n, 3) of n updates."""
-        if self.switch is not None:
-            self.step_function, self.steps_function = self.switch.functions(self.step)
-        if len(group) == 1:
-            return self.step_function(*group[0], rates[0])[None]
-        images, labels = (np.stack(part) for part in zip(*group, strict=True))
-        return self.steps_function(images, labels, rates)
+    def _is_boundary(self, step: int) -> bool:
+        """Whether the loop must look up after `step` updates, so that no call may reach over them."""
+        every = self.intervals.checkpoint_iterations
+        saving = every is not None and step % every == 0
+        return self._evaluation_due(step) or saving or self.schedule.needs_batches
 
     def _pause(self, evaluate: bool, save: bool, rate: float) -> None:
         """What happens between two updates; `rate` was the learning rate of the one before."""
@@ -234,8 +203,7 @@ class Training:
         if not finite.all():
             first = int(np.argmin(finite))
             raise self._diverged(f"the loss is {results[first, 0]}", self.step - len(results) + first)
-        assert self._log is not None
-        self._log.append(results)
+        self._keeper.log.append(results)
         self._since.add(results)
         if self.schedule.needs_batches:
             for loss, _, accuracy in results.tolist():
@@ -248,9 +216,9 @@ class Training:
             raise self._diverged("a variable of the model is not finite", self.step - 1)
 
     def _diverged(self, what: str, update: int) -> Diverged:
-        last = f"the last checkpoint is of iteration {self._saved_step}" if self._saved_step >= 0 else "no checkpoint"
+        rate = self.schedule.learning_rate(update)
         return Diverged(
-            f"{what} at iteration {update}, learning rate {self.schedule.learning_rate(update):g} ({last}); "
+            f"{what} at iteration {update}, learning rate {rate:g} ({self._keeper.saved}); "
             "use a lower --learning-rate, a --warmup or --on-nan rollback"
         )
 
@@ -281,9 +249,9 @@ class Training:
         accuracy = row["validation_accuracy"]
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
             best = {"iteration": self.step, "validation_accuracy": accuracy}
-            if self._guarded("best.keras", lambda: self.save_best(best)):
+            if self._keeper.guarded("best.keras", lambda: self.save_best(best)):
                 self.best = best
-        self._guarded("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
+        self._keeper.guarded("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
         self.reporter.evaluated(row)
 
     def _checkpoint_due(self) -> bool:
@@ -293,36 +261,11 @@ class Training:
         return seconds is not None and time.monotonic() - self._saved_at >= seconds
 
     def _save(self) -> None:
-        """Write a checkpoint; where the disk refuses, say so and go on: the next one tries again."""
-        assert self._log is not None
         self._saved_at = time.monotonic()
-        state = {
-            "step": self.step,
-            "rows": self.rows,
-            "best": self.best,
-            "schedule": self.schedule.state,
-            "since": dataclasses.asdict(self._since),
-            "seconds": self._seconds,
-            "rolled_back": self._rolled_back,
-        }
-        log = self._log
-
-        def write() -> None:
-            log.flush()
-            checkpoint.save(self.folder.checkpoints, self.step, self._arrays(), state)
-            self._saved_step = self.step
-
-        self._guarded(f"the checkpoint of iteration {self.step}", write)
-
-    def _guarded(self, what: str, write: Callable[[], None]) -> bool:
-        """Whether the disk took it."""
-        try:
-            write()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            self.reporter.say(f"could not write {what}: {reason}; the previous one is untouched, training goes on")
-            return False
-        return True
+        state = State(
+            self.step, self.rows, self.best, self.schedule.state, self._since, self._seconds, self._rolled_back
+        )
+        self._keeper.save(self._variables(), state)
 
     def _roll_back(self, why: str) -> None:
         self.reporter.say(why)
@@ -336,33 +279,10 @@ class Training:
             f"rolled back to iteration {self.step} with the learning rate times {self.schedule.state['factor']:g}"
         )
 
-    def _open_log(self) -> None:
-        try:
-            self._log = IterationLog(self.folder.path / "iterations.bin", self.step)
-        except OSError as error:
-            raise UserError(f"{error}; start anew with --overwrite") from error
-
     def _count_time(self, started: float) -> None:
         took = time.monotonic() - started
         self._since.seconds += took
         self._seconds += took
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {key: np.asarray(variable) for key, variable in self._variables().items()}
-
     def _variables(self) -> dict[str, keras.Variable]:
-        variables = {f"model/{v.path}": v for v in self.model.variables}
-        variables |= {f"optimizer/{v.path}": v for v in self.optimizer.variables}
-        if self.average is not None:
-            variables |= {f"average/{v.path}": v for v in self.average.variables}
-        return variables
-
-    def _assign(self, arrays: dict[str, np.ndarray]) -> None:
-        variables = self._variables()
-        if variables.keys() != arrays.keys():
-            raise UserError(
-                f"the checkpoints in {self.folder.checkpoints} belong to another network or optimizer; "
-                "start anew with --overwrite, or give another --run-dir"
-            )
-        for key, variable in variables.items():
-            variable.assign(arrays[key])
+        return run_variables(self.model, self.optimizer, self.average)
