@@ -16,6 +16,7 @@ from resnet_tf.cli.results import finish, save_model
 from resnet_tf.cli.settings import check_files
 from resnet_tf.cli.train_options import describe_recipe
 from resnet_tf.cli.watchers import CurveDrawer, Watcher, Watchers
+from resnet_tf.data.on_device import ResidentImages, make_feed
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
 from resnet_tf.evaluation.score import compiled_forward, score_batches
@@ -124,6 +125,15 @@ class Job:
         self.optimizer.build(self.model.trainable_variables)
         freeze(self.model, request.freeze)
         self.view = fused_view(self.model, policy)
+        self.per_call = request.steps_per_call or _steps_per_call(device, material.shape)
+        self.feed = make_feed(
+            self.batches,
+            material.pictures,
+            material.policy,
+            wish=request.keep_on_device,
+            is_gpu=device.is_gpu,
+            per_call=self.per_call,
+        )
         self.step, self.steps = self._functions()
         self.schedule = Schedule(
             recipe, recipe.length(len(material.train)), request.unfreeze_at, request.unfreeze_learning_rate
@@ -144,7 +154,10 @@ class Job:
             accumulate=recipe.accumulate,
             average=self.average,
         )
-        return step, make_train_steps(step, self.model)
+        steps = make_train_steps(step, self.model)
+        if isinstance(self.feed, ResidentImages):
+            return self.feed.update(step), self.feed.update(steps, several=True)
+        return step, steps
 
     def _build(self) -> keras.Model:
         keras.utils.set_random_seed(self.request.seed)
@@ -176,7 +189,7 @@ class Job:
             optimizer=self.optimizer,
             step=self.step,
             schedule=self.schedule,
-            batches=self.batches,
+            batches=self.feed,
             validate=self._evaluation(material.validation) if len(material.validation) else None,
             save_best=lambda best: save_model(self, folder.path / "best.keras", best),
             folder=folder,
@@ -185,7 +198,7 @@ class Job:
             rollbacks=request.rollbacks,
             patience=recipe.early_stopping,
             steps=self.steps,
-            steps_per_call=request.steps_per_call or _steps_per_call(self.device, material.shape),
+            steps_per_call=self.per_call,
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,
             on_evaluation=on_evaluation or Watchers(self._watchers(folder, progress.say), progress.say),
             switch=None

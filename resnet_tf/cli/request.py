@@ -50,6 +50,7 @@ class Request:
     rollbacks: int
     eval_train: bool = False
     tensorboard_every: int | None = None
+    keep_on_device: str = "auto"
     augment: str | None = None
     input_size: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -114,6 +115,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         rollbacks=3 if arguments.on_nan == "rollback" else 0,
         eval_train=arguments.eval_train,
         tensorboard_every=arguments.tensorboard_every if arguments.tensorboard else None,
+        keep_on_device=arguments.keep_on_device,
         **_images(arguments),
         **_finetuning(arguments),
     )

@@ -127,6 +127,12 @@ def _add_run_flags(parser: Parser) -> None:
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: fastest native one")
     group.add_argument("--threads", type=int, default=0, help="threads an operation may use (default: one per core)")
     group.add_argument("--steps-per-call", type=int, help="updates in one compiled call (default: 1, on GPUs 10)")
+    group.add_argument(
+        "--keep-on-device",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="hold images in the device's memory and vary them there (default: CIFAR's on GPUs)",
+    )
     group.add_argument("--jit-compile", action="store_true", help="compile the step with XLA (slower on CPUs)")
     group.add_argument("--deterministic", action="store_true", help="deterministic kernels only")
     group.add_argument("--eval-every", type=int, help="iterations between evaluations (default: an epoch)")

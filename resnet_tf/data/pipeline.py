@@ -2,7 +2,7 @@
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol
@@ -109,14 +109,10 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return the images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
-        if step < 0:
-            raise ValueError(f"step is {step}; steps count from 0")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order, draws = self._plan(epoch)
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        chosen, draws = self.choice(step)
         varied = (
             self._policy.apply(self._source.image(index), draw)
-            for index, draw in zip(chosen.tolist(), draws[chosen], strict=True)
+            for index, draw in zip(chosen.tolist(), draws, strict=True)
         )
         first = next(varied)
         images = np.empty((self.batch_size, *first.shape), np.uint8)
@@ -125,7 +121,16 @@ class Batches:
             images[row] = image
         return images, self._source.labels[chosen]
 
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+    def choice(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
+        """Return which images `step` takes, int64 (B,), and the policy's draws for them, (B, …)."""
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order, draws = self._plan(epoch)
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        return chosen, draws[chosen]
+
+    def iterate(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Yield the batches of steps start … stop−1 in order, prepared in the background.
 
         An exception in a thread is raised here, at the step it belongs to. Closing the generator ends the threads

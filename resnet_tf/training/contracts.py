@@ -10,6 +10,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.training.steps import TrainStep
 
 Validate = Callable[[], tuple[float, float]]
+# Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
+Batch = tuple[Any, Any]
 
 
 class BatchSource(Protocol):
@@ -18,8 +20,8 @@ class BatchSource(Protocol):
     steps_per_epoch: int
     batch_size: int
 
-    def iterate(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of the steps start … stop - 1, in order."""
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """What an update takes before its learning rate, for the steps start … stop - 1, in order."""
         ...
 
 

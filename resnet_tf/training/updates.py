@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_tf.training.contracts import Switch
+from resnet_tf.training.contracts import Batch, Switch
 from resnet_tf.training.steps import TrainStep
-
-Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Updates:
@@ -38,5 +36,5 @@ class Updates:
             self._step, self._steps = self._switch.functions(start)
         if len(group) == 1:
             return self._step(*group[0], rates[0])[None]
-        images, labels = (np.stack(part) for part in zip(*group, strict=True))
-        return self._steps(images, labels, rates)
+        first, second = (np.stack(part) for part in zip(*group, strict=True))
+        return self._steps(first, second, rates)

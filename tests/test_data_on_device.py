@@ -1,0 +1,126 @@
+"""Images on the device: the pixels of OpenCV, and the updates of batches that come from the host."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_tf.data.augment import NoAugmentation, PadCropFlip
+from resnet_tf.data.on_device import CopiedBatches, ResidentImages, make_feed
+from resnet_tf.data.pipeline import ArraySource, Batches
+from resnet_tf.errors import UserError
+from resnet_tf.fused import fused_view
+from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.recipes import get_recipe
+from resnet_tf.training import checkpoint
+from resnet_tf.training.optim import make_optimizer
+from resnet_tf.training.steps import make_train_step, make_train_steps
+
+
+def some_batches(policy, shape=(6, 5, 3), count=40):
+    rng = np.random.default_rng(0)
+    source = ArraySource(rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, 10, count))
+    batches = Batches(source, policy, batch_size=8, seed=1, indices=np.arange(0, count, 2))
+    return batches, ResidentImages(batches, source, policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "shape"),
+    [
+        (PadCropFlip(2, fill=(1, 2, 3)), (6, 5, 3)),
+        (PadCropFlip(4, fill=(9,)), (3, 7, 1)),
+        (PadCropFlip(7, fill=(1, 2, 3)), (4, 4, 3)),
+        (PadCropFlip(0), (4, 4, 3)),
+        (PadCropFlip(3, mode="reflect"), (6, 5, 3)),
+        (PadCropFlip(6, mode="reflect"), (4, 3, 3)),
+        (PadCropFlip(2, mode="reflect"), (1, 1, 3)),
+    ],
+)
+def test_the_pixels_are_those_of_opencv(policy, shape):
+    batches, resident = some_batches(policy, shape)
+    flipped = set()
+    for step, (rows, draws) in enumerate(resident.iterate(0, 5)):
+        expected, _ = batches.batch(step)
+        np.testing.assert_array_equal(resident.images(tf.constant(rows), tf.constant(draws)), expected)
+        flipped |= set(draws[:, 2].tolist())
+    assert flipped == {0, 1}
+
+
+def test_a_pixel_by_hand():
+    image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    policy = PadCropFlip(1, fill=(70, 80, 90))
+    source = ArraySource(image, [0])
+    resident = ResidentImages(Batches(source, policy, batch_size=1, seed=0), source, policy)
+    # Down and right by one of the padded corner at (2, 1): the lower row of the image, then the pad; mirrored.
+    found = resident.images(tf.constant([0], tf.int64), tf.constant([[2, 1, 1]], tf.int64)).numpy()
+    np.testing.assert_array_equal(found[0], [[[9, 10, 11], [6, 7, 8]], [[70, 80, 90], [70, 80, 90]]])
+
+
+def test_updates_are_those_of_batches_from_the_host():
+    policy, after = PadCropFlip(2, fill=(120,)), []
+    for on_device in (False, True):
+        keras.utils.set_random_seed(3)
+        model = cifar_resnet(8, version=1, input_shape=(8, 8, 3))
+        recipe = get_recipe("he2015")
+        optimizer = make_optimizer(recipe, "float32")
+        optimizer.build(model.trainable_variables)
+        step = make_train_step(model, fused_view(model, "float32"), optimizer, recipe, jit_compile=False)
+        steps = make_train_steps(step, model)
+        batches, resident = some_batches(policy, (8, 8, 3))
+        feed = resident if on_device else batches
+        if on_device:
+            step, steps = resident.update(step), resident.update(steps, several=True)
+        first, *rest = feed.iterate(0, 4)
+        results = [step(*first, np.float32(0.1)).numpy()]
+        columns = [np.stack(column) for column in zip(*rest, strict=True)]
+        results.extend(steps(*columns, np.full(3, 0.1, np.float32)).numpy())
+        after.append((np.stack(results), *(v.numpy() for v in model.variables)))
+        assert int(optimizer.iterations) == 4
+    for host, device in zip(*after, strict=True):
+        np.testing.assert_array_equal(device, host)
+
+
+def test_copies_are_the_batches_of_the_host_in_order():
+    batches, _ = some_batches(PadCropFlip(2))
+    copies = list(CopiedBatches(batches).iterate(3, 9))
+    assert len(copies) == 6
+    for step, (images, labels) in enumerate(copies, start=3):
+        expected, expected_labels = batches.batch(step)
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(labels, expected_labels)
+    assert list(CopiedBatches(batches).iterate(3, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "is_gpu", "per_call", "kind"),
+    [
+        ("auto", False, 1, Batches),
+        ("auto", True, 10, ResidentImages),
+        ("always", False, 1, ResidentImages),
+        ("never", True, 1, CopiedBatches),
+        ("never", True, 10, Batches),
+    ],
+)
+def test_the_way_to_the_device(wish, is_gpu, per_call, kind):
+    policy = PadCropFlip(2)
+    source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
+    batches = Batches(source, policy, batch_size=2, seed=0)
+    assert type(make_feed(batches, source, policy, wish=wish, is_gpu=is_gpu, per_call=per_call)) is kind
+
+
+def test_what_cannot_stay():
+    source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
+    batches = Batches(source, NoAugmentation(), batch_size=2, seed=0)
+    with pytest.raises(UserError, match="--keep-on-device always is for images in memory"):
+        make_feed(batches, source, NoAugmentation(), wish="always", is_gpu=False, per_call=1)
+    assert make_feed(batches, source, NoAugmentation(), wish="auto", is_gpu=False, per_call=1) is batches
+
+
+def test_a_run_with_its_images_on_the_device_ends_with_the_same_bits(tmp_path, train):
+    flags = ("--iterations", "8", "--eval-every", "5", "--precision", "float32", "--checkpoint-every", "3")
+    digests = []
+    for way in ("never", "always"):
+        train(tmp_path / way, *flags, "--keep-on-device", way, "--steps-per-call", "2")
+        arrays = checkpoint.load_newest(tmp_path / way / "checkpoints")[0]
+        digests.append({key: value.tobytes() for key, value in arrays.items()})
+    assert digests[0] == digests[1]
