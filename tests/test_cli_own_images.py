@@ -253,7 +253,7 @@ def test_what_a_request_for_own_images_asks_for():
         (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
         (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,VALID[,TEST]]"),
         (["--input-size", "0"], "--input-size 0 is out of range"),
-        (["--augment", "weak"], "argument --augment: invalid choice: 'weak'"),
+        (["--augment", "weak"], "argument --augment: weak is not known; allowed: cifar, imagenet, strong, none, FILE"),
         (["--on-bad-image", "mend"], "argument --on-bad-image: invalid choice: 'mend'"),
     ],
 )

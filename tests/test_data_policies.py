@@ -366,13 +366,14 @@ def test_own_functions_cannot_change_the_source():
         image[:] = 1
         return image
 
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(UserError, match=r"paint raised ValueError: .*read-only \(.*test_data_policies.py, line \d+\)"):
         OwnPolicy(paint, 8).apply(image, np.array([1], np.uint64))
     assert image.flags.writeable
 
 
 def test_own_augmentation_is_evaluated_on_the_centre():
     assert own_augmentation(lambda image, rng: image, 64).framing == Framing(64, 64, 64)
+    assert own_augmentation(lambda image, rng: image, 224, "imagenet").framing == Framing(256, 224, 224)
 
 
 def test_upscaled_images_are_made_when_they_are_asked_for():

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_tf.cli.datasets import is_own, load_dataset
+from resnet_tf.cli.own_function import is_function_name, load_function, try_policy
 from resnet_tf.cli.own_images import OwnImages, open_own
-from resnet_tf.cli.request import Request
+from resnet_tf.cli.request import Request, usual_augmentation
 from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
 from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
 from resnet_tf.data.file_source import FileSource, FramedSource
 from resnet_tf.data.ordered import ordered_batches, source_statistics
 from resnet_tf.data.pipeline import ArraySource, Batch, Batches, Source
-from resnet_tf.data.policies import augmentation
+from resnet_tf.data.policies import Augmentation, augmentation, own_augmentation
 from resnet_tf.framing import Framing
 from resnet_tf.recipes import Recipe
 
@@ -167,7 +168,9 @@ def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Ch
     shape, framing, workers = data.train.images.shape[1:], None, 1
     if request.input_size is not None or request.augment is not None:
         size = request.input_size or max(shape[:2])
-        chosen = augmentation(request.augment or "cifar", size, _pad_crop_flip(request.recipe, mean))
+        chosen = _own_augmentation(request.augment, size, "none", pictures) or augmentation(
+            request.augment or "cifar", size, _pad_crop_flip(request.recipe, mean)
+        )
         policy, framing, workers = chosen.policy, chosen.framing, _WORKERS
         shape = (size, size, shape[2])
     return Material(
@@ -191,7 +194,9 @@ def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Ch
     name, size, recipe = request.augment, request.input_size, request.recipe
     assert name is not None
     assert size is not None
-    framing = augmentation(name, size).framing
+    pictures = FileSource(own.files["train"])
+    chosen = _own_augmentation(name, size, usual_augmentation(request.model), pictures)
+    framing = (chosen or augmentation(name, size)).framing
     seen = {split: FramedSource(FileSource(files), framing) for split, files in own.files.items()}
     everything = {split: np.arange(len(files)) for split, files in own.files.items()}
     if "validation" in own.files:
@@ -200,7 +205,7 @@ def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Ch
         train, held_out = stratified_split(own.files["train"].labels, recipe.validation_size, request.seed)
         validation = Part(seen["train"], held_out, _WORKERS)
     mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
-    chosen = augmentation(name, size, _pad_crop_flip(recipe, mean))
+    chosen = chosen or augmentation(name, size, _pad_crop_flip(recipe, mean))
     return Material(
         own.name,
         own.source,
@@ -216,6 +221,19 @@ def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Ch
         framing,
         _WORKERS,
     )
+
+
+def _own_augmentation(name: str | None, size: int, framing_of: str, pictures: Source) -> Augmentation | None:
+    """The augmentation of a user's function, tried on the first of the pictures; None where the name is no such.
+
+    Raises:
+        UserError: it does not work.
+    """
+    if name is None or not is_function_name(name):
+        return None
+    made = own_augmentation(load_function(name), size, framing_of)
+    try_policy(name, made.policy, pictures.image(0))
+    return made
 
 
 def framed(source: Source, framing: Framing | None) -> Source:

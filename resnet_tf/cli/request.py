@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal
 
 from resnet_tf.cli.datasets import check_name, is_own, short_name
+from resnet_tf.cli.own_function import digest_of, is_function_name
 from resnet_tf.cli.settings import LATER
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
@@ -52,6 +53,7 @@ class Request:
     tensorboard_every: int | None = None
     keep_on_device: str = "auto"
     augment: str | None = None
+    augment_sha256: str | None = None
     input_size: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
     weights: str | None = None
@@ -146,10 +148,17 @@ def _images(arguments: argparse.Namespace) -> dict[str, Any]:
     small = arguments.model in CIFAR_NETWORKS
     own = is_own(arguments.dataset)
     return {
-        "augment": arguments.augment or (("cifar" if small else "imagenet") if own else None),
+        "augment": arguments.augment or (usual_augmentation(arguments.model) if own else None),
+        # A function that has changed makes another run.
+        "augment_sha256": digest_of(arguments.augment) if is_function_name(arguments.augment) else None,
         "input_size": arguments.input_size or ((32 if small else 224) if own else None),
         "on_bad_image": arguments.on_bad_image,
     }
+
+
+def usual_augmentation(model: str) -> str:
+    """How own images are varied for a network where nobody says."""
+    return "cifar" if model in CIFAR_NETWORKS else "imagenet"
 
 
 def _shortcut(arguments: argparse.Namespace, recipe: Recipe) -> str | None:

@@ -8,6 +8,7 @@ from resnet_tf.training.run_folder import RunFolder, difference
 # Settings that came later, with what runs had before: where a setting has that value, it is not written down.
 LATER: dict[str, Any] = {
     "augment": None,
+    "augment_sha256": None,
     "input_size": None,
     "on_bad_image": "stop",
     "weights": None,

@@ -5,6 +5,7 @@ import dataclasses
 
 from resnet_tf.cli.command import Parser
 from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS
+from resnet_tf.cli.own_function import is_function_name
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
@@ -42,6 +43,13 @@ def _ints(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def _augmentation(text: str) -> str:
+    if text not in AUGMENTATIONS and not is_function_name(text):
+        allowed = ", ".join((*AUGMENTATIONS, "FILE.py:FUNCTION", "MODULE:FUNCTION"))
+        raise argparse.ArgumentTypeError(f"{text} is not known; allowed: {allowed}")
+    return text
+
+
 def make_parser() -> Parser:
     """The parser of `resnet-tf train`."""
     parser = Parser(
@@ -77,9 +85,11 @@ def _add_image_flags(parser: Parser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
         "--augment",
-        choices=AUGMENTATIONS,
+        type=_augmentation,
+        metavar="|".join((*AUGMENTATIONS, "FILE.py:FUNCTION")),
         help="how training images are varied, and all others framed (default: cifar; imagenet where own images train "
-        "a network of ImageNet's)",
+        "a network of ImageNet's); or your own function(image uint8 (H, W, C), numpy.random.Generator) of the input "
+        "size, from a file or as MODULE:FUNCTION; the others are then framed as by default",
     )
     group.add_argument(
         "--input-size",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,12 +61,12 @@ def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None)
     raise UserError(f"the augmentation {name!r} is not known; choose one of {', '.join(POLICIES)}")
 
 
-def own_augmentation(function: OwnFunction, size: int) -> Augmentation:
-    """Make an augmentation of a user's function; see `OwnPolicy`. Evaluation takes the centre, shorter side at `size`.
+def own_augmentation(function: OwnFunction, size: int, framing_of: str = "none") -> Augmentation:
+    """Make an augmentation of a user's function; see `OwnPolicy`. Evaluation frames as one of `POLICIES` does.
 
     Raises UserError when the size is below 1.
     """
-    return Augmentation(OwnPolicy(function, size), augmentation("none", size).framing)
+    return Augmentation(OwnPolicy(function, size), augmentation(framing_of, size).framing)
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,20 @@ class OwnPolicy:
         return rng.integers(0, 2**64, (count, 1), np.uint64)
 
     def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Call the function; raises UserError when it returns anything but uint8 (size, size, C)."""
+        """Call the function; raises UserError when it raises, or returns anything but uint8 (size, size, C)."""
+        name = getattr(self._function, "__name__", type(self._function).__name__)
         original = image.view()
         original.flags.writeable = False
-        varied = self._function(original, np.random.default_rng(int(draw[0])))
+        try:
+            varied = self._function(original, np.random.default_rng(int(draw[0])))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"the augmentation {name} raised {type(error).__name__}: {error} ({where.filename}, line "
+                f"{where.lineno}) on an image of the shape {image.shape}; mend it"
+            ) from error
         wanted = (self._size, self._size, image.shape[2])
         if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != wanted:
             got = f"{varied.dtype} {varied.shape}" if isinstance(varied, np.ndarray) else type(varied).__name__
-            name = getattr(self._function, "__name__", type(self._function).__name__)
             raise UserError(f"the augmentation {name} returned {got}; it must return uint8 {wanted}")
         return varied

@@ -1,0 +1,94 @@
+"""A user's own augmentation, by the name that --augment gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from resnet_tf.errors import UserError
+
+
+def is_function_name(name: str | None) -> bool:
+    """Whether a name stands for a function, and not for one of the augmentations that are there."""
+    return name is not None and ":" in name
+
+
+def digest_of(name: str) -> str:
+    """SHA-256, in hex, of the file that the function is in.
+
+    Raises:
+        UserError: there is no such file or module.
+    """
+    path = _file(name)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"--augment {name}: {path} cannot be read ({error.strerror}); name a file that can") from error
+
+
+def load_function(name: str) -> Any:
+    """Run the file or module, and return what it has under the function's name.
+
+    Raises:
+        UserError: it cannot be run, or has no such function.
+    """
+    function = name.rpartition(":")[2]
+    try:
+        module = _run(name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--augment {name}: {_file(name)} raised {type(error).__name__}: {error}; mend it") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise UserError(f"--augment {name}: {_file(name)} has no function {function!r}; it has {there or 'none'}")
+    return found
+
+
+def try_policy(name: str, policy: Any, image: np.ndarray) -> None:
+    """Apply the policy of a function to one image, twice alike.
+
+    Raises:
+        UserError: it does not return what it must, or not the same from the same draws.
+    """
+    draw = policy.draw(np.random.default_rng(0), 1)[0]
+    if not np.array_equal(policy.apply(image, draw), policy.apply(image, draw)):
+        raise UserError(
+            f"--augment {name} made two different images of one image and one state of the random generator; let it "
+            "draw from the generator that it is given, and from nothing else"
+        )
+
+
+def _file(name: str) -> Path:
+    """The file that a function is in; of a module, nothing runs but the packages around it."""
+    place = name.rpartition(":")[0]
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise UserError(f"--augment {name}: there is no file {place}; name it as FILE.py:FUNCTION")
+        return Path(place)
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(f"--augment {name}: Python finds no module {place!r}; give FILE.py:FUNCTION or set PYTHONPATH")
+    return Path(spec.origin)
+
+
+def _run(name: str) -> ModuleType:
+    place, path = name.rpartition(":")[0], _file(name)
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(f"own_augmentation_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
