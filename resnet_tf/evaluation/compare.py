@@ -73,7 +73,7 @@ def _line(run: RunResult) -> tuple[str, ...]:
         "-" if run.validation is None else f"{100 * run.validation:.2f}",
         "-" if run.test is None else f"{100 * run.test:.2f}",
         "-" if run.images_per_second is None else f"{run.images_per_second:.0f}",
-        "-" if run.seconds is None else _clock(run.seconds),
+        "-" if run.seconds is None else clock(run.seconds),
     )
 
 
@@ -91,6 +91,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{middle:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A length of time as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

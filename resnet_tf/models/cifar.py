@@ -15,7 +15,7 @@ from resnet_tf.models.blocks import (
     residual_block,
 )
 from resnet_tf.models.ends import POOLINGS, head, model_input
-from resnet_tf.models.registry import open_weights
+from resnet_tf.models.registry import default_shortcut, open_weights
 from resnet_tf.recursion import room_for_depth
 
 STAGE_FILTERS = (16, 32, 64)
@@ -95,7 +95,7 @@ def cifar_resnet(
         if mean is None and std is None:
             mean, std = opened.mean, opened.std
     if shortcut is None:
-        shortcut = "identity" if block == "basic" else "projection"
+        shortcut = default_shortcut(block)
     check_choice("shortcut", shortcut, SHORTCUTS)
     if width < 1 or classes < 1:
         raise ValueError(f"width and classes must be at least 1, not {width} and {classes}")

@@ -68,6 +68,23 @@ def model_options(name: str) -> dict[str, Any]:
     return dict(networks[name])
 
 
+def own_shortcut(name: str) -> str:
+    """The shortcut that a network has where none is asked for.
+
+    Raises:
+        ValueError: no network has this name.
+    """
+    options = model_options(name)
+    if name in IMAGENET_NETWORKS:
+        return "projection"
+    return str(options.get("shortcut") or default_shortcut(options.get("block", "basic")))
+
+
+def default_shortcut(block: str) -> str:
+    """The papers' choice for CIFAR networks of a kind of block."""
+    return "identity" if block == "basic" else "projection"
+
+
 def build_model(name: str, **options: Any) -> "keras.Model":
     """Build a network by its name.
 

@@ -1,0 +1,339 @@
+"""The papers' figures beside our runs: what is compared, what is refused, and what a command would train."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from resnet_tf import papers
+from resnet_tf.cli import records, reproduce
+from resnet_tf.cli.collect import collect
+from resnet_tf.cli.train_options import make_parser, parse_request
+from resnet_tf.errors import UserError
+from resnet_tf.evaluation.differences import chance_of, describe_differences, seed_deviation
+from resnet_tf.evaluation.results import results_table
+from resnet_tf.models.registry import list_models
+from resnet_tf.training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+
+
+def fake_run(folder, top1, *flags, source="original", best=None, images=10_000, validation=5_000):
+    """A folder as a finished run of these flags leaves it, with made-up accuracies."""
+    settings = parse_request(make_parser().parse_args(list(flags))).settings()
+    settings |= {"data.source": source, "data.fingerprint": source, "precision": "float32", "threads": 2}
+    report = {
+        "settings": settings,
+        "parameters": 269_722,
+        "iterations": 64_000,
+        "train_images": 50_000 - validation,
+        "validation_images": validation,
+        "training": {"seconds": 3661.0, "median_images_per_second": 1000.0},
+        "test": {"top1": top1, "images": images},
+        "device": "a machine",
+        "versions": {"tensorflow": "2", "keras": "3"},
+    }
+    if best is not None:
+        report["best"] = {"test": {"top1": best}}
+    folder.mkdir(parents=True)
+    for name, value in (("settings", settings), ("report", report)):
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "command.txt").write_text("some command\n")
+    return folder
+
+
+def results_in(place):
+    return records.read_results(records.run_folders(place), place)
+
+
+def rows_of(table):
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_the_papers_figures():
+    # arXiv:1512.03385, table 6; arXiv:1603.05027, tables 3 and 4.
+    assert {name: figure.error for name, figure in papers.FIGURES.items()} == {
+        "resnet20_v1": 8.75,
+        "resnet32_v1": 7.51,
+        "resnet44_v1": 7.17,
+        "resnet56_v1": 6.97,
+        "resnet110_v1": 6.43,
+        "resnet1202_v1": 7.93,
+        "resnet164_v1": 5.93,
+        "resnet1001_v1": 7.61,
+        "resnet110_v2": 6.37,
+        "resnet164_v2": 5.46,
+        "resnet1001_v2": 4.92,
+    }
+    assert papers.SEED_DEVIATION == 0.16
+    assert set(papers.FIGURES) <= set(list_models())
+
+
+def test_a_run_of_the_papers_recipe_on_the_original_data_is_compared(tmp_path):
+    fake_run(tmp_path / "a", 0.9110, "--model", "resnet20_v1", best=0.9105)
+    fake_run(tmp_path / "b", 0.9140, "--model", "resnet20_v1", "--seed", "1", best=0.9125)
+    (row,) = rows_of(results_table(results_in(tmp_path)))
+    assert row == {
+        "network": "resnet20_v1",
+        "shortcut": "identity",
+        "parameters": "269,722",
+        "recipe": "`he2015`, float32",
+        "split": "45,000 / 5,000",
+        "data": "CIFAR-10, original",
+        "seeds": "[0](a), [1](b)",
+        "test error %, last step": "8.75 ± 0.21",  # of 8.90 and 8.60
+        "test error %, best by validation": "8.85 ± 0.14",  # of 8.95 and 8.75
+        "the paper's error %": "8.75 (one run)",
+        "difference": "+0.00",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "source", "published", "difference"),
+    [
+        (("--model", "resnet20_v1"), "original", "8.75 (one run)", "+0.35"),
+        (("--model", "resnet110_v2"), "original", "6.37 (median of 5)", "+2.73"),
+        (("--model", "resnet20_v1"), "JPEG copy", "8.75 (one run; original data)", "not comparable (JPEG copy)"),
+        (("--model", "resnet20_v1", "--recipe", "quarter"), "original", "8.75 (one run)", "not comparable (recipe)"),
+        (("--model", "resnet20_v1", "--nesterov"), "original", "8.75 (one run)", "not comparable (recipe)"),
+        (
+            ("--model", "resnet20_v1", "--shortcut", "projection"),
+            "original",
+            "8.75 (one run)",
+            "not comparable (network changed)",
+        ),
+        (
+            ("--model", "resnet20_v1", "--width", "2"),
+            "original",
+            "8.75 (one run)",
+            "not comparable (recipe, network changed)",
+        ),
+        (("--model", "resnet20_v2"), "original", "not given", "–"),
+        (("--dataset", "shapes"), "built-in", "–", "–"),
+    ],
+)
+def test_only_like_is_put_beside_the_papers(tmp_path, flags, source, published, difference):
+    fake_run(tmp_path / "run", 0.9090, *flags, source=source)
+    (row,) = rows_of(results_table(results_in(tmp_path)))
+    assert (row["the paper's error %"], row["difference"]) == (published, difference)
+
+
+def test_departures_from_the_named_recipe_are_named(tmp_path):
+    fake_run(tmp_path / "run", 0.9, "--recipe", "quarter", "--nesterov", "--learning-rate", "0.05", "--freeze", "all")
+    (row,) = rows_of(results_table(results_in(tmp_path)))
+    assert row["recipe"] == "`quarter`, freeze=all, learning_rate=0.05, nesterov, float32"
+
+
+def test_runs_of_older_versions_belong_to_those_of_this_one(tmp_path):
+    fake_run(tmp_path / "new", 0.91, "--model", "resnet20_v1")
+    old = fake_run(tmp_path / "old", 0.92, "--model", "resnet20_v1", "--seed", "1")
+    settings = json.loads((old / "settings.json").read_text())
+    del settings["steps_per_call"]
+    settings["recipe.momentum"] = 0.90
+    settings["recipe.pad"] = 4.0
+    (old / "settings.json").write_text(json.dumps(settings))
+    (row,) = rows_of(results_table(results_in(tmp_path)))
+    assert row["seeds"] == "[0](new), [1](old)"
+
+
+def test_what_chance_does():
+    # By hand: 2 * sqrt(2 * 13.95 * 86.05 / 10000 + 2 * 0.16**2) and, of four seeds, 0.16**2 / 2.
+    assert chance_of(13.95, 13.95, 10_000, 1, 0.16) == pytest.approx(1.07940, abs=1e-5)
+    assert chance_of(13.95, 13.95, 10_000, 4, 0.16) == pytest.approx(1.00574, abs=1e-5)
+
+
+def test_the_spread_of_seeds_is_pooled(tmp_path):
+    for index, (top1, flags) in enumerate(
+        [(0.91, ()), (0.92, ()), (0.80, ("--nesterov",)), (0.82, ("--nesterov",)), (0.84, ("--nesterov",))]
+    ):
+        fake_run(tmp_path / str(index), top1, "--seed", str(index), *flags)
+    # Sums of squares 0.5 and 8 with 1 + 2 degrees of freedom.
+    assert seed_deviation(results_in(tmp_path)) == pytest.approx((8.5 / 3) ** 0.5)
+    assert seed_deviation(results_in(tmp_path)[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "others", "expected"),
+    [
+        (
+            ("--shortcut", "projection"),
+            (),
+            "Projection against identity:** resnet20_v2 (projection, `he2016`, float32) 13.00 % error against "
+            "resnet20_v2 (identity, `he2016`, float32) 13.50 %, −0.50 points (CIFAR-10, original, split "
+            "45,000 / 5,000, seed 0). With one seed each, less than about 1.1 points cannot be told from chance: "
+            "this shows no difference either way.",
+        ),
+        (("--model", "resnet20_v2"), ("--model", "resnet20_v1"), "v2 against v1:** resnet20_v2 (identity, `he2016`"),
+        (
+            ("--model", "resnet20_v1", "--recipe", "quarter"),
+            ("--model", "plain20", "--recipe", "quarter"),
+            "Residual against plain:** resnet20_v1 (identity, `quarter`, float32) 13.00 %",
+        ),
+        (("--recipe", "he2016"), ("--recipe", "quarter"), "Full length against `quarter`:** resnet20_v2 (identity,"),
+    ],
+)
+def test_differences_that_chance_explains(tmp_path, flags, others, expected):
+    fake_run(tmp_path / "one", 0.87, *flags)
+    fake_run(tmp_path / "two", 0.865, *others)
+    text = describe_differences(results_in(tmp_path))
+    assert expected in text
+    assert text.count("no two runs here") == 4
+
+
+def test_differences_that_chance_does_not_explain(tmp_path):
+    fake_run(tmp_path / "long", 0.89, "--recipe", "he2016")
+    fake_run(tmp_path / "short", 0.86, "--recipe", "quarter")
+    text = describe_differences(results_in(tmp_path))
+    assert "−3.00 points" in text
+    assert "more than chance alone explains (about 1.0 points with one seed each)" in text
+
+
+@pytest.mark.parametrize(
+    "others",
+    [("--seed", "1"), ("--nesterov",), ("--width", "2"), ("--validation-size", "0")],
+)
+def test_runs_that_differ_in_more_are_not_compared(tmp_path, others):
+    fake_run(tmp_path / "one", 0.87)
+    fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", *others)
+    assert describe_differences(results_in(tmp_path)).count("no two runs here") == 5
+
+
+def test_other_data_is_not_compared(tmp_path):
+    fake_run(tmp_path / "one", 0.87)
+    fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", source="JPEG copy")
+    assert describe_differences(results_in(tmp_path)).count("no two runs here") == 5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--model", "resnet20_v1", "--recipe", "quarter", "--validation-size", "0"),
+        ("--shortcut", "projection", "--recipe", "tutorial", "--no-nesterov", "--drops", "0.3,0.6", "--width", "2"),
+        ("--dataset", "shapes", "--epochs", "8", "--recipe", "quick", "--seed", "3", "--use-bias"),
+        ("--iterations", "200", "--eval-every", "50", "--clip-norm", "1", "--deterministic"),
+        ("--freeze", "stage2", "--weights", "a file.keras", "--unfreeze-at", "50", "--train-bn"),
+    ],
+)
+def test_the_command_of_a_run_asks_for_its_settings(tmp_path, flags):
+    settings = RunFolder(fake_run(tmp_path / "run", 0.9, *flags)).settings()
+    program, name, *argv = shlex.split(records.train_command(settings))
+    assert (program, name) == ("resnet-tf", "train")
+    again = parse_request(make_parser().parse_args(argv)).settings()
+    assert again == {key: settings[key] for key in again}
+    assert again.keys() == settings.keys() - {"data.source", "data.fingerprint", "precision", "threads"}
+
+
+def test_the_committed_page_comes_from_the_committed_runs(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    (tmp_path / "results" / "README.md").unlink()
+    assert reproduce.main(["--markdown", "--results", str(tmp_path / "results")])
+    assert (tmp_path / "results" / "README.md").read_bytes() == (RESULTS / "README.md").read_bytes()
+
+
+def test_the_page_needs_no_framework(command, python, tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    result = python(
+        "import sys; from resnet_tf.cli.reproduce import main\n"
+        "main(['--markdown', '--results', sys.argv[1]])\n"
+        "assert not {'tensorflow', 'keras', 'cv2'} & sys.modules.keys()",
+        tmp_path / "results",
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_network_that_was_not_run_has_its_row_and_what_a_short_run_showed(tmp_path):
+    fake_run(tmp_path / "run", 0.9)
+    assert "| resnet110_v2 | identity | 1.7M | `he2016` | – | – | not run here |" in reproduce.results_page(tmp_path)
+    fake_run(tmp_path / "smoke" / "resnet110_v2", 0.1, "--model", "resnet110_v2", "--iterations", "200")
+    smoke = {"peak_memory_mib": 3210, "gpu_hours": 4, "gpu_basis": "by its arithmetic"}
+    (tmp_path / "smoke" / "resnet110_v2" / "smoke.json").write_text(json.dumps(smoke))
+    page = reproduce.results_page(tmp_path)
+    assert "| resnet110_v2 | identity | 269,722 | `he2016` | – | – | not run here |" in page
+    assert "1,000 images/s (median), 3,210 MiB" in page
+    assert "64,000 iterations take 2.3 hours" in page  # 64,000 * 128 / 1,000 s
+    assert "On one GPU about 4 hours: an estimate, not measured (by its arithmetic)." in page
+    assert "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --data-dir DIR\n" in page
+    assert page.count("resnet110_v2/") == 0
+
+
+TINY = ("--dataset", "shapes", "--recipe", "quick", "--nets", "resnet8_v2")
+LENGTH = ("--iterations", "12", "--eval-every", "5", "--batch-size", "16")
+FLAGS = ("--", *LENGTH, "--device", "cpu", "--precision", "float32")
+
+
+@pytest.fixture
+def tiny(monkeypatch, small_data, shapes, tmp_path):
+    """Runs `reproduce` on the small data, in folders of this test."""
+    monkeypatch.setattr(reproduce, "load_dataset", lambda name, data_dir: shapes)
+    places = ("--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"))
+    return lambda *flags: reproduce.main([*TINY, *places, *flags])
+
+
+def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path, monkeypatch):
+    assert "to be trained" in tiny("--plan", *FLAGS)["plan"][0]
+    assert not (tmp_path / "runs").exists()
+    made = tiny(*FLAGS)
+    (row,) = rows_of(made["table"])
+    (run,) = (tmp_path / "runs").iterdir()
+    report = json.loads((run / "report.json").read_text())
+    assert row["test error %, last step"] == f"{100 - 100 * report['test']['top1']:.2f}"
+    assert row["recipe"] == "`quick`, iterations=12, batch_size=16, float32" or "iterations=12" in row["recipe"]
+
+    kept = collect(run, tmp_path / "results")
+    files = {"settings.json", "metrics.csv", "report.json", "command.txt"}
+    assert {path.name for path in kept.iterdir()} - {"curves.png"} == files
+    shutil.rmtree(run)
+    monkeypatch.setattr("resnet_tf.cli.train.main", lambda argv: pytest.fail("trained again"))
+    assert f"finished, {kept}" in tiny(*FLAGS)["plan"][0]
+    assert "to be trained" in tiny("--plan", "--seeds", "1", *FLAGS)["plan"][0]
+    assert "to be trained" in tiny("--plan", *FLAGS, "--nesterov", "--momentum", "0.8")["plan"][0]
+
+
+def test_what_is_unfinished_is_gone_on_with(tiny, tmp_path):
+    first = tiny(*FLAGS)
+    (run,) = (tmp_path / "runs").iterdir()
+    for name in ("report.json", "final.keras", "final.json"):
+        (run / name).unlink()
+    kept = collect(run, tmp_path / "results")
+    assert kept.parent.name == "unfinished"
+    assert len(list((kept / "checkpoints").glob("*.npz"))) == 1
+    assert "12 of 12 iterations done" in reproduce.results_page(tmp_path / "results")
+    shutil.rmtree(run)
+    again = tiny(*FLAGS)
+    assert f"goes on from {kept}" in again["plan"][0]
+    assert again["table"] == first["table"]
+
+    collect(run, tmp_path / "results")
+    assert not kept.exists()
+    assert (tmp_path / "results" / kept.name / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--nets", "resnet21_v1"), "model='resnet21_v1' is not known"),
+        (("--nets", "resnet20_v1,resnet20_v1"), "--nets names no network, or one twice"),
+        (("--recipe", "paper"), "recipe 'paper' is not known"),
+        (("--", "--seed", "1"), "--seed does not go behind --"),
+        (("--markdown", "--results", "nowhere"), "--results nowhere does not exist"),
+        (("--collect", "nowhere"), "nowhere holds no run"),
+        (("--name", "x"), "--name says what --collect makes"),
+    ],
+)
+def test_what_cannot_be_is_said(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        reproduce.main(list(argv))
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+    run = fake_run(tmp_path / "run", 0.9)
+    (run / "metrics.csv").write_text("")
+    fake_run(tmp_path / "results" / "mine", 0.9, "--nesterov")
+    with pytest.raises(UserError, match="holds a run of other settings; give another --name"):
+        collect(run, tmp_path / "results", "mine")
