@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.recipes import RECIPES, Recipe
     from resnet_tf.recursion import room_for_depth
+    from resnet_tf.shipped import list_weights
     from resnet_tf.training.history import read_iterations
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "fused_view": "fused",
     "imagenet_resnet": "models.imagenet",
     "list_models": "models.registry",
+    "list_weights": "shipped",
     "read_iterations": "training.history",
     "residual_block": "models.blocks",
     "room_for_depth": "recursion",
@@ -47,6 +49,7 @@ __all__ = [
     "fused_view",
     "imagenet_resnet",
     "list_models",
+    "list_weights",
     "read_iterations",
     "residual_block",
     "room_for_depth",

@@ -13,11 +13,14 @@ from resnet_tf.cli.inference import add_inference_flags
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.predictions import CHOICES
 from resnet_tf.files import write_json
+from resnet_tf.shipped import entry_of
 
 if TYPE_CHECKING:
     import keras
 
     from resnet_tf.cli.scoring import Labelled
+
+MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package, such as resnet20_v2:cifar10"
 
 
 def make_parser() -> Parser:
@@ -26,7 +29,7 @@ def make_parser() -> Parser:
         prog="resnet-tf evaluate",
         description="Loss, accuracies and confusion matrix of a Keras model on a test set, every image counted once.",
     )
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .keras file, or the folder of a run")
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help=MODEL_HELP)
     parser.add_argument("--best", action="store_true", help="of a run: its best model by validation, not its final one")
     parser.add_argument(
         "--dataset", help=f"{', '.join((*DATASETS, *OWN_FORMS))} (default: what the model was trained on)"
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         fold_bn=arguments.fold_bn,
     ).as_dict()
     result["data_source"] = tests.source
-    print(f"{path} on the test set of {dataset} ({tests.source})")
+    print(f"{arguments.model} on the test set of {dataset} ({tests.source})")
     print(describe(result, tests.class_names))
     if arguments.json:
         write_json(Path(arguments.json), result)
@@ -95,11 +98,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def model_path(path: Path, best: bool) -> Path:
-    """The model file that a file's or a run folder's name stands for.
+    """The model file that a file's or a run folder's name stands for, or that of weights that come with the package.
 
     Raises:
         UserError: it does not exist, or is no Keras file.
     """
+    entry = entry_of(str(path))
+    if entry is not None and not best:
+        return entry.path
     if path.is_dir():
         path = path / ("best.keras" if best else "final.keras")
         if not path.exists():

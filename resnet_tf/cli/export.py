@@ -8,9 +8,10 @@ import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS, load_dataset
-from resnet_tf.cli.evaluate import load_model, model_path, read_sidecar
+from resnet_tf.cli.evaluate import MODEL_HELP, load_model, model_path, read_sidecar
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
+from resnet_tf.shipped import entry_of
 
 if TYPE_CHECKING:
     import keras
@@ -27,7 +28,7 @@ def make_parser() -> Parser:
         prog="resnet-tf export",
         description="Write a model in another format, read it back, and compare its outputs with the original's.",
     )
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a .keras file, or the folder of a run")
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help=MODEL_HELP)
     parser.add_argument("--best", action="store_true", help="of a run: its best model by validation, not its final one")
     parser.add_argument("--format", choices=FORMATS, required=True, help="format to write")
     parser.add_argument("--output", metavar="PATH", help="default: beside the model, named after it")
@@ -99,7 +100,9 @@ def _output(arguments: Any, path: Path) -> Path:
     ending = {"saved_model": "", "keras": ".keras"}.get(arguments.format, f".{arguments.format}")
     kind = "".join(f"-{part}" for part in (arguments.quantize, "folded" if arguments.fold_bn else None) if part)
     name = f"{path.stem}{kind or ('-export' if ending == '.keras' else '')}{ending or '-saved_model'}"
-    output = Path(arguments.output) if arguments.output else path.with_name(name)
+    # Not into the installed package.
+    beside = Path() if entry_of(arguments.model) else path.parent
+    output = Path(arguments.output) if arguments.output else beside / name
     if output.suffix != ending:
         raise UserError(f"--output {output} must end in {ending or 'no suffix'} for --format {arguments.format}")
     if output.absolute() == path.absolute():

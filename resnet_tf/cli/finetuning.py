@@ -10,6 +10,7 @@ import keras
 from resnet_tf.cli.evaluate import model_path
 from resnet_tf.cli.request import Request
 from resnet_tf.models.registry import CIFAR_NETWORKS
+from resnet_tf.shipped import entry_of
 from resnet_tf.training.steps import TrainStep
 from resnet_tf.transfer.finetune import describe_trainable, freeze, unfreeze
 from resnet_tf.transfer.pretrained import open_weights
@@ -59,7 +60,7 @@ def _file_of(weights: str, network: str) -> Path:
     if weights == "imagenet":
         return published_file(network)
     path = Path(weights)
-    return model_path(path, best=False) if path.is_dir() else path
+    return model_path(path, best=False) if path.is_dir() or entry_of(weights) is not None else path
 
 
 class Unfreezing:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models, model_options
+from resnet_tf.shipped import entry_of
 
 if TYPE_CHECKING:
     import keras
@@ -14,7 +15,7 @@ def open_model(text: str, **options: Any) -> "keras.Model":
     """Load the model of a file or run folder, or build a network with fresh weights.
 
     Args:
-        text: .keras file, folder of a run, or a name that `list_models` knows.
+        text: .keras file, folder of a run, a name that `list_weights` knows, or one that `list_models` knows.
         **options: arguments of the builder; None leaves the network's own. They do not go with a file.
 
     Raises:
@@ -22,7 +23,7 @@ def open_model(text: str, **options: Any) -> "keras.Model":
     """
     given = {key: value for key, value in options.items() if value is not None}
     path = Path(text)
-    if path.exists():
+    if path.exists() or entry_of(text) is not None:
         from resnet_tf.cli.evaluate import load_model, model_path
 
         if given:

@@ -36,7 +36,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .keras file, the folder of a run, or a network that torchvision publishes ImageNet weights for",
+        help="a .keras file, the folder of a run, weights that come with the package (resnet20_v2:cifar10), or a "
+        "network that torchvision publishes ImageNet weights for",
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder (searched to any depth) or pattern")
     parser.add_argument("--top", type=int, default=5, help="classes to print of each image (default: %(default)s)")

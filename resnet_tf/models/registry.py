@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from resnet_tf.shipped import checked_options, find_entry, is_entry_name
+
 if TYPE_CHECKING:
     import keras
 
@@ -90,15 +92,20 @@ def build_model(name: str, **options: Any) -> "keras.Model":
 
     Args:
         name: one of `list_models()`.
-        **options: arguments of the builder (`cifar_resnet` or `imagenet_resnet`) that replace the name's own.
+        **options: arguments of the builder (`cifar_resnet` or `imagenet_resnet`) that replace the name's own. Beside
+            what the builder takes, `weights` may be the name of weights that come with the package, such as "cifar10"
+            (see `list_weights`); they bring their options with them.
 
     Returns:
         A plain functional `keras.Model`.
 
     Raises:
         ValueError: no network has this name, or the builder refuses an option.
-        UserError: the weights asked for cannot be read or do not fit.
+        UserError: the weights asked for are not there, cannot be read, or are those of other options.
     """
+    if is_entry_name(options.get("weights")):
+        entry = find_entry(name, options["weights"])
+        options = checked_options(entry, model_options(name), options)
     arguments = {"name": name, **model_options(name), **options}
     builder = _builder(name)
     allowed = inspect.signature(builder).parameters

@@ -108,8 +108,8 @@ class KerasModelWeights:
 
     def fill(self, model: keras.Model, new_head: bool = False) -> None:
         """Fill a model from the layers of the same names; a head that it does not have is left out."""
-        theirs = {variable.path: variable for variable in self.model.variables}
-        ours = {variable.path: variable for variable in model.variables}
+        theirs = {_path(variable): variable for variable in self.model.variables}
+        ours = {_path(variable): variable for variable in model.variables}
         if new_head:
             ours = {path: variable for path, variable in ours.items() if path.partition("/")[0] not in HEADS}
         unlike = [path for path in ours if path not in theirs or theirs[path].shape != ours[path].shape]
@@ -121,6 +121,12 @@ class KerasModelWeights:
             )
         for path, variable in ours.items():
             variable.assign(theirs[path])
+
+
+def _path(variable: keras.Variable) -> str:
+    """Where a variable belongs; the classifier is called alike whether it puts out logits or probabilities."""
+    layer, slash, rest = variable.path.partition("/")
+    return f"{HEADS[0] if layer in HEADS else layer}{slash}{rest}"
 
 
 def _shapes(file: h5py.File) -> list[tuple[int, ...]]:
