@@ -105,6 +105,8 @@ def test_classes_that_a_model_has_settled(tmp_path):
     assert read_folder(tmp_path, ["b", "x", "a"])["train"].labels.tolist() == [0, 2]
     with pytest.raises(UserError, match=r"has b, which the 1 classes \(a\) do not know"):
         read_folder(tmp_path, ["a"])
+    (tmp_path / "empty").mkdir()
+    assert len(read_folder(tmp_path, ["a", "b"])["train"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,14 @@ def test_a_list_of_integers(lists):
 def test_integers_with_names_from_elsewhere(lists):
     found = read_list(lists("a.jpg 2\nb.jpg 02\nc.jpg 0\n"), class_names=["x", "y", "z"])["train"]
     assert (found.labels.tolist(), found.class_names) == ([2, 2, 0], ("x", "y", "z"))
+
+
+def test_integers_whose_names_have_gaps(lists):
+    """As a model has them that was trained without the images of class 1."""
+    found = read_list(lists("a.jpg 2\nb.jpg 0\n"), class_names=("0", "2"))["train"]
+    assert found.labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match=r"label '1', which is none of the classes \(0, 2\)"):
+        read_list(lists("a.jpg 1\n"), class_names=("0", "2"))
 
 
 @pytest.mark.parametrize(
@@ -224,10 +234,14 @@ def test_what_the_commands_call_them(tmp_path, lists):
     assert set(find_own(f"folder:{tmp_path / 'data'}")) == {"train"}
     assert set(find_own(f"list:{train},{valid}")) == {"train", "validation"}
     assert set(find_own(f"list:{train},{valid},{train}")) == {"train", "validation", "test"}
+    assert {split: files.paths for split, files in find_own(f"list:{train},,{valid}").items()} == {
+        "train": (str(tmp_path / "a.jpg"),),
+        "test": (str(tmp_path / "b.jpg"),),
+    }
     assert [is_own(name) for name in ("folder:x", "list:y", "cifar10", "folders")] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("name", ["folder:", "list: ", "cifar10", "list:a,b,c,d", "list:a,,b"])
+@pytest.mark.parametrize("name", ["folder:", "list: ", "cifar10", "list:a,b,c,d", "list:,b", "list:a,", "list:a,b,"])
 def test_names_of_no_images(name):
     with pytest.raises(UserError, match=r"folder:PATH|list:TRAIN"):
         find_own(name)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     pass
 
 DATASETS = ("cifar10", "cifar100", "shapes")
-OWN_FORMS = ("folder:PATH", "list:TRAIN[,VALID[,TEST]]")
+OWN_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
 ON_BAD = ("stop", "skip")
 
 

@@ -62,7 +62,7 @@ def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[
     Raises:
         UserError: as in `open_own`, or there are no test images.
     """
-    splits = find_own(name, class_names)
+    splits = _as_trained(name, class_names) if on_bad == "skip" and not named else find_own(name, class_names)
     split = "train" if named and set(splits) == {"train"} else "test"
     if split not in splits:
         raise UserError(
@@ -73,6 +73,24 @@ def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[
     if not len(checked.kept["test"]):
         raise UserError(f"none of the {len(splits[split])} images of {name} can be used; mend them")
     return checked.kept["test"]
+
+
+def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, ImageFiles]:
+    """The images that a model was trained on, without the classes that were left out for want of training images.
+
+    Raises:
+        UserError: as in `open_own`, or the classes are no longer the model's.
+    """
+    splits = find_own(name)
+    if class_names is None or splits["train"].class_names == tuple(class_names):
+        return splits
+    kept = scan(splits, on_bad="skip", cache=cache_folder() / "verdicts.json").kept
+    if kept["train"].class_names != tuple(class_names):
+        raise UserError(
+            f"the images of {name} are of {len(kept['train'].class_names)} classes by now, those that the model was "
+            f"trained on of {len(class_names)}, or of others; name images of its classes with --dataset"
+        )
+    return kept
 
 
 def _report(checked: Scan, say: Callable[[str], None]) -> None:

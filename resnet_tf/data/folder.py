@@ -35,7 +35,7 @@ def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None 
 
     Raises:
         UserError: the folder or one in it cannot be read, has no class folders or no images, has a split twice or
-            none to train on, or has a class in one split that the classes do not know.
+            none to train on, or has images of a class in one split that the classes do not know.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -70,7 +70,8 @@ def _splits(root: Path) -> dict[str, Path]:
 
 
 def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
-    unknown = [name for name in _folders(folder) if name not in class_names]
+    strangers = (name for name in _folders(folder) if name not in class_names)
+    unknown = [name for name in strangers if next(_images(folder / name), None) is not None]
     if unknown:
         raise UserError(
             f"{folder} has {_some(unknown)}, which the {len(class_names)} classes ({_some(class_names)}) do not know; "

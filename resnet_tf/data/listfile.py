@@ -42,7 +42,8 @@ def read_list(
     first and the last. A path that is not absolute starts from the folder of its list.
 
     Labels are integers or names, in all lists alike. Names are numbered in natural order ("2" before "10"). Integers
-    run from 0 without gaps over the training list, and are their own names unless `class_names` gives others.
+    run from 0 without gaps over the training list, and are their own names unless `class_names` gives others. Where
+    all of those are numbers too, integers mean them, and not places among them.
 
     Args:
         train: list of the training images.
@@ -61,7 +62,9 @@ def read_list(
     rows = {split: _read(Path(path).expanduser()) for split, path in lists.items() if path is not None}
     numbered = _are_integers([row for part in rows.values() for row in part])
     names = tuple(class_names) if class_names else _class_names(rows["train"], numbered)
-    index = {name: label for label, name in enumerate(map(str, range(len(names))) if numbered else names)}
+    # The names of a model that was trained on numbers are numbers, with gaps where it had no images.
+    by_position = numbered and not all(_INTEGER.fullmatch(name) for name in names)
+    index = {name: label for label, name in enumerate(map(str, range(len(names))) if by_position else names)}
     return {split: _files(part, index, numbered, names) for split, part in rows.items()}
 
 
@@ -70,7 +73,9 @@ def _files(rows: list[_Row], index: dict[str, int], numbered: bool, names: tuple
     for i, row in enumerate(rows):
         label = index.get(str(int(row.label)) if numbered else row.label)
         if label is None:
-            allowed = f"0 to {len(names) - 1}" if numbered else ", ".join(names[:5]) + (", …" if names[5:] else "")
+            known = list(index)
+            in_a_row = known == list(map(str, range(len(known))))
+            allowed = f"0 to {len(known) - 1}" if in_a_row else ", ".join(known[:5]) + (", …" if known[5:] else "")
             raise UserError(
                 f"{row.where} has the label {row.label!r}, which is none of the classes ({allowed}); mend it"
             )

@@ -1,4 +1,4 @@
-"""A user's own images by what the commands call them: folder:PATH and list:TRAIN[,VALIDATION[,TEST]]."""
+"""A user's own images by what the commands call them: folder:PATH and list:TRAIN[,[VALIDATION][,TEST]]."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from resnet_tf.data.image_files import ImageFiles
 from resnet_tf.data.listfile import read_list
 from resnet_tf.errors import UserError
 
-_FORMS = "folder:PATH and list:TRAIN.txt[,VALID.txt[,TEST.txt]]"
+_FORMS = "folder:PATH and list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
 
 
 def is_own(dataset: str) -> bool:
@@ -27,9 +27,9 @@ def find_own(dataset: str, class_names: Sequence[str] | None = None) -> dict[str
     if kind == "folder":
         return read_folder(place, class_names)
     lists = [path.strip() for path in place.split(",")]
-    if len(lists) > 3 or not all(lists):
+    if len(lists) > 3 or not lists[0] or not lists[-1]:
         raise UserError(
             f"{dataset!r} names {len(lists)} lists, or an empty one; the form is {_FORMS.split(' and ')[1]}"
         )
-    validation, test = (*lists[1:], None, None)[:2]
-    return read_list(lists[0], validation, test, class_names)
+    validation, test = (*lists[1:], "", "")[:2]
+    return read_list(lists[0], validation or None, test or None, class_names)
