@@ -187,6 +187,24 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
     return changed
 
 
+def check_validation(recipe: Recipe, images: int) -> None:
+    """Find out whether a recipe can do with this number of validation images.
+
+    Raises:
+        UserError: there are none, and it goes by them.
+    """
+    if images == 0 and recipe.early_stopping:
+        raise UserError(
+            "--early-stopping goes by the validation accuracy and needs validation images; "
+            "use --validation-size above 0"
+        )
+    if images == 0 and recipe.schedule == "plateau" and recipe.monitor == "validation-accuracy":
+        raise UserError(
+            "a plateau schedule on the validation accuracy needs validation images; "
+            "use --validation-size above 0 or --monitor minibatch-loss"
+        )
+
+
 def _check(recipe: Recipe) -> None:
     for field, allowed in CHOICES.items():
         if getattr(recipe, field) not in allowed:
@@ -225,13 +243,6 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
     if recipe.warmup == "iterations" and not recipe.warmup_iterations:
         raise UserError("--warmup iterations needs its length; add --warmup-iterations N (he2016 has 400)")
-    if recipe.early_stopping and recipe.validation_size == 0:
-        raise UserError("--early-stopping goes by the validation accuracy; use --validation-size above 0")
-    if recipe.schedule == "plateau" and recipe.monitor == "validation-accuracy" and recipe.validation_size == 0:
-        raise UserError(
-            "a plateau schedule on the validation accuracy needs validation images; "
-            "use --validation-size above 0 or --monitor minibatch-loss"
-        )
 
 
 def _flag(field: str) -> str:

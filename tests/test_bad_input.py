@@ -60,6 +60,7 @@ FLAGS = [
     ((*SHAPES, "--validation-size", "100000"), "100000"),
     ((*SHAPES, "--validation-size", "-1"), "--validation-size -1.0 is out of range"),
     ((*SHAPES, "--validation-size", "0", "--schedule", "plateau"), "needs validation images"),
+    ((*SHAPES, "--validation-size", "0", "--early-stopping", "2"), "needs validation images"),
     ((*SHAPES, "--checkpoint-every", "often"), "allowed: iterations (500) or minutes (5m)"),
     ((*SHAPES, "--checkpoint-every", "0"), "allowed: iterations (500) or minutes (5m)"),
     ((*SHAPES, "--on-nan", "ignore"), "invalid choice: 'ignore'"),

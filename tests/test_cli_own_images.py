@@ -251,7 +251,7 @@ def test_what_a_request_for_own_images_asks_for():
         (["--dataset", "folder:nowhere"], "nowhere is no folder"),
         (["--dataset", "list:nowhere.txt"], "nowhere.txt"),
         (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
-        (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,VALID[,TEST]]"),
+        (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]]"),
         (["--input-size", "0"], "--input-size 0 is out of range"),
         (["--augment", "weak"], "argument --augment: weak is not known; allowed: cifar, imagenet, strong, none, FILE"),
         (["--on-bad-image", "mend"], "argument --on-bad-image: invalid choice: 'mend'"),
@@ -267,3 +267,74 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
     assert (code, error.count("\n")) == (2, 1)
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_without_its_validation_part(tmp_path, tree):
+    for split in ("train", "test"):
+        lines = [f"{path} {path.parent.name}" for path in sorted((tree / split).rglob("*.png"))]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+    report = run(tmp_path / "run", f"list:{tmp_path / 'train.txt'},,{tmp_path / 'test.txt'}", "--iterations", "2")
+    assert (report["train_images"], report["validation_images"], report["test"]["images"]) == (144, 16, 40)
+
+
+def test_what_was_left_out_in_training_is_left_out_in_evaluation(tmp_path, tree, capsys):
+    root = tmp_path / "tree"
+    shutil.copytree(tree, root)
+    (root / "train" / "a nothing").mkdir()
+    for split in ("train", "test"):  # without a usable image to train on, but with some to test on
+        shutil.copytree(tree / split / "ring", root / split / "b damaged")
+    for index, path in enumerate((root / "train" / "b damaged").glob("*.png")):
+        path.write_bytes(b"no image %d" % index)
+    for index, path in enumerate((root / "test" / "b damaged").glob("*.png")):
+        assert cv2.imwrite(str(path), np.full((16, 16, 3), 20 * index + 1, np.uint8))
+    folder = tmp_path / "run"
+    report = run(folder, f"folder:{root}", "--on-bad-image", "skip", "--iterations", "2")
+    assert report["test"]["images"] == 40
+    assert without_rate(evaluate.main([str(folder)])) == without_rate(report["test"])
+    # Named, its images are those of a class that the model does not know; an empty folder is none of a class.
+    assert resnet_tf(["evaluate", str(folder), "--dataset", f"folder:{root}"]) == 2
+    assert "has b damaged, which the 10 classes" in capsys.readouterr().err
+    shutil.rmtree(root / "test" / "b damaged")
+    assert resnet_tf(["evaluate", str(folder), "--dataset", f"folder:{root}"]) == 2
+    shutil.rmtree(root / "train" / "b damaged")
+    assert evaluate.main([str(folder), "--dataset", f"folder:{root}"])["loss"] == report["test"]["loss"]
+    for path in (root / "train" / "ring").glob("*.png"):
+        path.unlink()
+    capsys.readouterr()
+    assert resnet_tf(["evaluate", str(folder)]) == 2
+    assert "name images of its classes with --dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--schedule", "plateau"), ("--early-stopping", "1")])
+def test_the_validation_images_of_a_folder_are_enough_to_go_by(tmp_path, tree, capsys, flags):
+    flags = (*flags, "--validation-size", "0")
+    report = run(tmp_path / "run", f"folder:{tree}", *flags, "--iterations", "3", "--eval-every", "1")
+    assert report["validation_images"] == 40
+    bare = ["train", *FLAGS, *SMALL, "--dataset", f"folder:{tree / 'train'}", *flags]
+    assert resnet_tf([*bare, "--run-dir", str(tmp_path / "bare")]) == 2
+    error = capsys.readouterr().err
+    assert "needs validation images; use --validation-size above 0" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "bare").exists()
+
+
+def test_a_run_that_goes_on_takes_its_statistics_from_its_settings(tmp_path, monkeypatch, tree):
+    asked = []
+    of_source = material.source_statistics
+    monkeypatch.setattr(material, "source_statistics", lambda *given: asked.append(1) or of_source(*given))
+    report = run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")
+    assert asked == [1]
+    (tmp_path / "run" / "report.json").unlink()
+    again = run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")
+    assert asked == [1]
+    assert again["test"]["loss"] == report["test"]["loss"]
+    sidecar = json.loads((tmp_path / "run" / "final.json").read_text())["preprocessing"]
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (settings["data.mean"], settings["data.std"]) == (sidecar["mean"], sidecar["std"])
+    # A run of before they were written down.
+    (tmp_path / "run" / "settings.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if key not in ("data.mean", "data.std")})
+    )
+    (tmp_path / "run" / "report.json").unlink()
+    assert run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")["test"]["loss"] == report["test"]["loss"]
+    assert asked == [1, 1]

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.recipes import RECIPES, Recipe, default_recipe, get_recipe, override
+from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override
 
 
 def test_the_recipes():
@@ -107,7 +107,6 @@ def test_iterations_and_epochs_replace_each_other():
         ({"drops": (0.5, 0.5)}, "--drops .* must rise"),
         ({"drops": (0.5, 1.0)}, "between 0 and 1"),
         ({"drops": (math.nan,)}, "between 0 and 1"),
-        ({"schedule": "plateau", "validation_size": 0}, "needs validation images"),
     ],
 )
 def test_values_out_of_range(changes, message):
@@ -118,6 +117,15 @@ def test_values_out_of_range(changes, message):
 def test_a_plateau_on_the_loss_needs_no_validation_images():
     recipe = override(get_recipe("he2015"), schedule="plateau", monitor="minibatch-loss", validation_size=0)
     assert recipe.schedule == "plateau"
+    check_validation(recipe, 0)
+
+
+@pytest.mark.parametrize("changes", [{"schedule": "plateau"}, {"early_stopping": 3}])
+def test_what_goes_by_the_validation_accuracy_needs_images_for_it(changes):
+    recipe = override(get_recipe("he2015"), **changes)
+    check_validation(recipe, 1)
+    with pytest.raises(UserError, match=r"needs validation images; use --validation-size above 0"):
+        check_validation(recipe, 0)
 
 
 def test_an_unknown_recipe():

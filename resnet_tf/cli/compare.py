@@ -13,7 +13,7 @@ from resnet_tf.evaluation.compare import RunResult, describe_runs
 from resnet_tf.evaluation.curves import draw_comparison
 from resnet_tf.training.run_folder import RunFolder, difference
 
-_NOT_A_SETTING = ("seed", "threads")
+_NOT_A_SETTING = ("seed", "threads", "data.mean", "data.std")
 
 
 def make_parser() -> Parser:

@@ -13,7 +13,7 @@ from resnet_tf.cli.material import Material, Part, fingerprint_of, images_at_onc
 from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
-from resnet_tf.cli.settings import check_files
+from resnet_tf.cli.settings import check_files, kept_statistics
 from resnet_tf.cli.train_options import describe_recipe
 from resnet_tf.cli.watchers import CurveDrawer, Watcher, Watchers
 from resnet_tf.data.on_device import ResidentImages, make_feed
@@ -23,6 +23,7 @@ from resnet_tf.evaluation.score import compiled_forward, score_batches
 from resnet_tf.extras import need
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
+from resnet_tf.recipes import check_validation
 from resnet_tf.training.average import make_average
 from resnet_tf.training.contracts import Intervals, Validate
 from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
@@ -66,7 +67,9 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
     if known:
         check_files(folder, known, settings)
     with tf.device(device.name):
-        material = make_material(images, request, pretrained.statistics if pretrained else None)
+        statistics = kept_statistics(known) or (pretrained.statistics if pretrained else None)
+        material = make_material(images, request, statistics)
+        settings |= {"data.mean": list(material.mean), "data.std": list(material.std)}
         job = Job(request, material, policy, device, pretrained)
         folder.claim()
         try:
@@ -102,10 +105,11 @@ class Job:
         """Build the network, its view, the optimizer and the step.
 
         Raises:
-            UserError: the builder refuses an option, there are too few images for a batch, or an optional package
-                is missing.
+            UserError: the builder refuses an option, there are too few images for a batch, none to validate on where
+                the recipe goes by them, or an optional package is missing.
         """
         recipe = request.recipe
+        check_validation(recipe, len(material.validation))
         if request.tensorboard_every is not None:
             need("tensorboard", "tensorboard")
             need("matplotlib", "tensorboard")

@@ -10,7 +10,7 @@ from resnet_tf.cli.own_function import digest_of, is_function_name
 from resnet_tf.cli.settings import LATER
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
-from resnet_tf.recipes import Recipe, default_recipe, get_recipe, override
+from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override
 
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
@@ -93,6 +93,8 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         if value is not None and not low <= value < _SEEDS:
             raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; allowed: {low} to {_SEEDS - 1}")
     recipe = _recipe(arguments)
+    if recipe.validation_size == 0 and not is_own(arguments.dataset):  # own images may bring their own
+        check_validation(recipe, 0)
     shortcut = _shortcut(arguments, recipe)
     iterations, seconds = _checkpoint_interval(arguments.checkpoint_every)
     name = "-".join(part for part in (arguments.model, shortcut, short_name(arguments.dataset), recipe.name) if part)

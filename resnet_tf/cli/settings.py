@@ -26,6 +26,7 @@ LATER: dict[str, Any] = {
 }
 
 Settings = dict[str, Any]
+Channels = tuple[float, ...]
 
 _OR_ANEW = "or --overwrite to start anew"
 
@@ -71,3 +72,13 @@ def check_files(folder: RunFolder, known: Settings, here: Settings) -> None:
             f"run folder {folder.path} was started on other data ({known['data.source']}, here "
             f"{here['data.source']}); give that --data-dir, another --run-dir, {_OR_ANEW}"
         )
+
+
+def kept_statistics(known: Settings) -> tuple[Channels, Channels] | None:
+    """Mean and standard deviation that a run's images are normalised with; None where it did not write them down.
+
+    To take them again is a pass over all images.
+    """
+    if "data.mean" not in known or "data.std" not in known:
+        return None
+    return tuple(known["data.mean"]), tuple(known["data.std"])
