@@ -102,6 +102,23 @@ def card() -> str:
     return "\n\n".join([_START, *(_describe(entry) for entry in known)]) + "\n"
 
 
+def shipped_table() -> str:
+    """What ships, for the README."""
+    known = shipped.entries().values()
+    if not known:
+        return (
+            "This version comes with no weights of its own; `import-weights` and `train --weights` take published ones."
+        )
+    rows = []
+    for entry in known:
+        test = entry.about["metrics"]["test"]
+        accuracy = f"{100 * test['top1']:.2f} % ({entry.about['dataset']}, {entry.about['data_source']})"
+        rows.append(f'| `{entry.text}` | `build_model("{entry.network}", weights="{entry.name}")` | {accuracy} |')
+    card_link = "[Model card](resnet_tf/weights/README.md)."
+    head = "| for `evaluate`, `predict`, `export`, `train --weights` | in Python | test accuracy |\n|---|---|---|"
+    return "\n".join([head, *rows]) + f"\n\n{card_link}"
+
+
 def _describe(entry: shipped.Entry) -> str:
     about = entry.about
     training, test, builder = about["training"], about["metrics"]["test"], about["builder"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resnet_tf.cli.scoring import Labelled
 
-MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package, such as resnet20_v2:cifar10"
+MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
 
 
 def make_parser() -> Parser:

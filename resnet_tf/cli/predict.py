@@ -36,7 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .keras file, the folder of a run, weights that come with the package (resnet20_v2:cifar10), or a "
+        help="a .keras file, the folder of a run, weights that come with the package (NETWORK:NAME), or a "
         "network that torchvision publishes ImageNet weights for",
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder (searched to any depth) or pattern")

@@ -18,7 +18,7 @@ from resnet_tf.cli.records import (
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.compare import clock
 from resnet_tf.evaluation.differences import describe_differences, seed_deviation
-from resnet_tf.evaluation.results import Result, markdown_table, results_table
+from resnet_tf.evaluation.results import Result, groups, markdown_table, results_table, spread
 from resnet_tf.models.registry import own_shortcut
 from resnet_tf.papers import FIGURES, SEED_DEVIATION
 from resnet_tf.recipes import default_recipe
@@ -64,20 +64,21 @@ def results_page(place: Path) -> str:
 
 
 def short_table(place: Path) -> str:
-    """A line for each committed run: network, recipe, split, data, accuracy and link."""
-    rows = [
-        (
-            f"{result.network}, {result.shortcut}",
-            result.recipe_cell,
-            result.split,
-            result.data,
-            str(result.seed),
-            f"{100 - result.last:.2f} %",
-            f"[files]({place.name}/{result.place})",
+    """A line for each kind of committed runs, Markdown: what was trained by which recipe on what, and its accuracy."""
+    rows = []
+    for group in groups(read_results(run_folders(place), place)):
+        first = group[0]
+        rows.append(
+            (
+                first.network if first.own else f"{first.network}, {first.shortcut}",
+                first.recipe_cell,
+                first.split,
+                first.data,
+                ", ".join(f"[{result.seed}]({place.name}/{result.place})" for result in group),
+                spread([100 - result.last for result in group]),
+            )
         )
-        for result in read_results(run_folders(place), place)
-    ]
-    return markdown_table(("network", "recipe", "split", "data", "seed", "test accuracy, last step", "run"), rows)
+    return markdown_table(("network", "recipe", "split", "data", "seeds", "test accuracy %, last step"), rows)
 
 
 def _seeds(results: Sequence[Result]) -> str:

@@ -93,8 +93,8 @@ def build_model(name: str, **options: Any) -> "keras.Model":
     Args:
         name: one of `list_models()`.
         **options: arguments of the builder (`cifar_resnet` or `imagenet_resnet`) that replace the name's own. Beside
-            what the builder takes, `weights` may be the name of weights that come with the package, such as "cifar10"
-            (see `list_weights`); they bring their options with them.
+            what the builder takes, `weights` may be the name of weights that come with the package (see
+            `list_weights`); they bring the options that they were trained with.
 
     Returns:
         A plain functional `keras.Model`.
