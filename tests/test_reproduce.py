@@ -165,7 +165,7 @@ def test_the_spread_of_seeds_is_pooled(tmp_path):
             "Projection against identity:** resnet20_v2 (projection, `he2016`, float32) 13.00 % error against "
             "resnet20_v2 (identity, `he2016`, float32) 13.50 %, −0.50 points (CIFAR-10, original, split "
             "45,000 / 5,000, seed 0). With one seed each, less than about 1.1 points cannot be told from chance: "
-            "this shows no difference either way.",
+            "this shows neither a difference nor that there is none.",
         ),
         (("--model", "resnet20_v2"), ("--model", "resnet20_v1"), "v2 against v1:** resnet20_v2 (identity, `he2016`"),
         (
@@ -257,7 +257,7 @@ def test_a_network_that_was_not_run_has_its_row_and_what_a_short_run_showed(tmp_
     assert "1,000 images/s (median), 3,210 MiB" in page
     assert "64,000 iterations take 2.3 hours" in page  # 64,000 * 128 / 1,000 s
     assert "On one GPU about 4 hours: an estimate, not measured (by its arithmetic)." in page
-    assert "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --data-dir DIR\n" in page
+    assert "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --threads 2 --data-dir DIR\n" in page
     assert page.count("resnet110_v2/") == 0
 
 

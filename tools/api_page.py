@@ -57,15 +57,17 @@ def definition(name: str) -> ast.FunctionDef | ast.ClassDef:
 
 
 def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
+    decorators = "".join(f"@{ast.unparse(part)}\n" for part in node.decorator_list)
     if isinstance(node, ast.ClassDef):
         fields = [f"    {ast.unparse(part)}" for part in node.body if isinstance(part, ast.AnnAssign)]
         bases = ", ".join(ast.unparse(base) for base in node.bases)
-        return "\n".join([f"class {node.name}{f'({bases})' if bases else ''}", *fields])
+        return "\n".join([f"{decorators}class {node.name}{f'({bases})' if bases else ''}", *fields])
     returns = f" -> {ast.unparse(node.returns).strip(chr(39))}" if node.returns else ""
-    line = f"{node.name}({ast.unparse(node.args)}){returns}"
+    arguments = _arguments(node.args)
+    line = f"{decorators}{node.name}({', '.join(arguments)}){returns}"
     if len(line) <= 100:
         return line
-    return f"{node.name}(\n" + "".join(f"    {part},\n" for part in _arguments(node.args)) + f"){returns}"
+    return f"{decorators}{node.name}(\n" + "".join(f"    {part},\n" for part in arguments) + f"){returns}"
 
 
 def _arguments(arguments: ast.arguments) -> list[str]:

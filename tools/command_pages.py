@@ -82,7 +82,7 @@ def _spelling(action: argparse.Action) -> str:
 
 def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     if not action.help:
-        return attributes_of("Recipe").get(action.dest, "")
+        return attributes_of("Recipe").get(action.dest, "").rstrip(".")
     return " ".join((action.help % {**vars(action), "prog": parser.prog}).split())
 
 

@@ -144,7 +144,7 @@ def train_command(settings: dict[str, Any], *, full: bool = False) -> str:
         unlike = [key for key, value in asked.items() if known.get(key) != value and key in settings]
         if unlike:
             raise UserError(f"no flags of train ask for {', '.join(unlike)} as this run has it")
-    flags += ["--precision", settings["precision"]]
+    flags += ["--precision", settings["precision"], "--threads", str(settings["threads"])]
     if settings["dataset"].startswith("cifar"):
         flags += ["--data-dir", "DIR"]
     return f"resnet-tf train {shlex.join(flags)}"

@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         type=_names,
         default=("resnet20_v1", "resnet20_v2"),
         metavar="NET,…",
-        help="default: both of 20 layers",
+        help="default: resnet20_v1,resnet20_v2",
     )
     parser.add_argument("--seeds", type=_seeds, default=(0,), metavar="K,K,…", help="default: 0")
     parser.add_argument("--recipe", help="default: he2015 for v1, he2016 for v2 networks, as in the papers")

@@ -159,7 +159,7 @@ def _sentence(comparison: Comparison, difference: Difference) -> str:
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     if abs(difference.points) <= difference.chance:
         verdict = f"With {count} each, less than about {difference.chance:.1f} points cannot be told from chance: "
-        verdict += "this shows no difference either way."
+        verdict += "this shows neither a difference nor that there is none."
     else:
         verdict = f"This is more than chance alone explains (about {difference.chance:.1f} points with {count} each); "
         verdict += "its size is no more certain than that."
