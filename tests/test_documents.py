@@ -15,7 +15,7 @@ from resnet_tf import cifar_resnet, recipes, shipped
 from resnet_tf.cli import reproduce
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.cli.train_options import parse_request
+from resnet_tf.cli.request import parse_request
 from resnet_tf.models import registry
 from resnet_tf.opencv import cv2
 from tools.api_page import as_markdown

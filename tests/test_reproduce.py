@@ -10,7 +10,8 @@ import pytest
 from resnet_tf import papers
 from resnet_tf.cli import records, reproduce
 from resnet_tf.cli.collect import collect
-from resnet_tf.cli.train_options import make_parser, parse_request
+from resnet_tf.cli.request import parse_request
+from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.differences import chance_of, describe_differences, seed_deviation
 from resnet_tf.evaluation.results import results_table
@@ -257,7 +258,10 @@ def test_a_network_that_was_not_run_has_its_row_and_what_a_short_run_showed(tmp_
     assert "1,000 images/s (median), 3,210 MiB" in page
     assert "64,000 iterations take 2.3 hours" in page  # 64,000 * 128 / 1,000 s
     assert "On one GPU about 4 hours: an estimate, not measured (by its arithmetic)." in page
-    assert "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --threads 2 --data-dir DIR\n" in page
+    assert (
+        "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --threads 2 --data-dir DIR\n"
+        in page
+    )
     assert page.count("resnet110_v2/") == 0
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.train_options import LATER, Request, make_parser, parse_request
+from resnet_tf.cli.request import Request, parse_request
+from resnet_tf.cli.settings import LATER
+from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.results import Result
 from resnet_tf.models.registry import list_models, own_shortcut

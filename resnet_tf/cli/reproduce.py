@@ -11,8 +11,8 @@ from resnet_tf.cli.collect import collect, take_up
 from resnet_tf.cli.command import Parser
 from resnet_tf.cli.datasets import check_name, load_dataset
 from resnet_tf.cli.records import answers, read_results, run_folders, unfinished_folders
+from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.results_page import PAGE, results_page
-from resnet_tf.cli.train_options import Request, parse_request
 from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.differences import describe_differences
