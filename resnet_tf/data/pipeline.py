@@ -85,12 +85,17 @@ class Batches:
         indices: ArrayLike | None = None,
         workers: int = 1,
         ahead: int = 4,
+        share: tuple[int, int] = (0, 1),
+        parts: int = 1,
     ) -> None:
         """Take the images of `source` named by `indices` (all of them when None) in batches of `batch_size`.
 
         `workers` threads prepare up to `ahead` batches beyond the one in use; neither changes the content.
-        Raises UserError for a batch larger than the data and for numbers out of range, ValueError for `indices`
-        that are not distinct indices of `source`.
+        `share` is (index, count): each of `count` processes reads and augments its own rows of the batch and no
+        others; together they have the batch that one process has. `parts` equal parts of a batch are shared
+        one by one, so that all processes work on the same part at a time.
+        Raises UserError for a batch larger than the data, one that cannot be shared evenly, and for numbers out of
+        range, ValueError for `indices` that are not distinct indices of `source`.
         """
         _check_at_least(1, batch_size=batch_size, workers=workers, ahead=ahead)
         _check_at_least(0, seed=seed)
@@ -100,34 +105,38 @@ class Batches:
                 f"the batch size {batch_size} is larger than the {len(members)} training images; "
                 f"choose one of 1 to {len(members)}"
             )
+        index, count = share
+        if batch_size % (count * parts):
+            raise UserError(f"the batch size {batch_size} cannot be shared evenly; give a multiple of {count * parts}")
         self.batch_size = batch_size
         self.steps_per_epoch = len(members) // batch_size
+        self._rows = np.arange(batch_size).reshape(parts, count, -1)[:, index].ravel()
         self._source, self._policy = source, policy
         self._workers, self._ahead = workers, ahead
         # Two epochs, because batches prepared ahead reach into the next one.
         self._plan = functools.lru_cache(maxsize=2)(functools.partial(_epoch_plan, policy, seed, len(source), members))
 
     def batch(self, step: int) -> Batch:
-        """Return the images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
+        """Return this process's images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
         chosen, draws = self.choice(step)
         varied = (
             self._policy.apply(self._source.image(index), draw)
             for index, draw in zip(chosen.tolist(), draws, strict=True)
         )
         first = next(varied)
-        images = np.empty((self.batch_size, *first.shape), np.uint8)
+        images = np.empty((len(chosen), *first.shape), np.uint8)
         images[0] = first
         for row, image in enumerate(varied, start=1):
             images[row] = image
         return images, self._source.labels[chosen]
 
     def choice(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
-        """Return which images `step` takes, int64 (B,), and the policy's draws for them, (B, …)."""
+        """Return which images this process takes in `step`, int64 (B,), and the policy's draws for them, (B, …)."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         epoch, position = divmod(step, self.steps_per_epoch)
         order, draws = self._plan(epoch)
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = order[position * self.batch_size + self._rows]
         return chosen, draws[chosen]
 
     def iterate(self, start: int, stop: int) -> Generator[Batch, None, None]:
