@@ -6,7 +6,7 @@ from typing import Any
 from resnet_tf.errors import UserError
 
 SCHEDULES = ("piecewise", "cosine", "onecycle", "plateau", "constant")
-WARMUPS = ("none", "iterations", "error")
+WARMUPS = ("none", "iterations", "error", "linear")
 DECAYS = ("kernels", "all")
 PAD_MODES = ("mean", "black", "reflect")
 MONITORS = ("validation-accuracy", "minibatch-loss")
@@ -46,11 +46,12 @@ class Recipe:
         monitor: what a plateau schedule watches: "validation-accuracy" (a check at each
             evaluation) or "minibatch-loss" (a check every 100 iterations, on their mean).
         patience: checks without improvement before a plateau schedule drops.
-        warmup: "none", "iterations" (`warmup_iterations` at `warmup_learning_rate`) or "error" (at
+        warmup: "none", "iterations" (`warmup_iterations` at `warmup_learning_rate`), "error" (at
             `warmup_learning_rate` until the training error over 100 iterations is below 80 %;
-            1512.03385 section 4.2).
-        warmup_iterations: length of an "iterations" warm-up.
-        warmup_learning_rate: learning rate of the warm-up.
+            1512.03385 section 4.2) or "linear" (from `warmup_learning_rate` in equal steps to the
+            schedule's in `warmup_iterations`; 1706.02677 section 2.2).
+        warmup_iterations: length of an "iterations" or "linear" warm-up.
+        warmup_learning_rate: learning rate of the warm-up, of a "linear" one the first.
         optimizer: "sgd", "adam" or "adamw"; all take the schedule's learning rate.
         momentum: of SGD.
         nesterov: Nesterov's momentum in place of the plain one.
@@ -205,6 +206,18 @@ def check_validation(recipe: Recipe, images: int) -> None:
         )
 
 
+def scaled(recipe: Recipe, batch_size: int, start: float | None = None) -> Recipe:
+    """The recipe for batches of `batch_size`, which its learning rate grows with (1706.02677, section 2.1).
+
+    A "linear" warm-up begins at `start`, or where that is None at the learning rate as it was; lengths in iterations
+    stay as they are.
+    """
+    changes: dict[str, Any] = {"learning_rate": recipe.learning_rate * batch_size / recipe.batch_size}
+    if recipe.warmup == "linear" and start is None:
+        changes["warmup_learning_rate"] = recipe.learning_rate
+    return override(recipe, batch_size=batch_size, **changes)
+
+
 def _check(recipe: Recipe) -> None:
     for field, allowed in CHOICES.items():
         if getattr(recipe, field) not in allowed:
@@ -241,8 +254,8 @@ def _check(recipe: Recipe) -> None:
         )
     if any(not 0 < drop < 1 for drop in recipe.drops) or list(recipe.drops) != sorted(set(recipe.drops)):
         raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
-    if recipe.warmup == "iterations" and not recipe.warmup_iterations:
-        raise UserError("--warmup iterations needs its length; add --warmup-iterations N (he2016 has 400)")
+    if recipe.warmup in ("iterations", "linear") and not recipe.warmup_iterations:
+        raise UserError(f"--warmup {recipe.warmup} needs its length; add --warmup-iterations N (he2016 has 400)")
 
 
 def _flag(field: str) -> str:

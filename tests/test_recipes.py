@@ -90,7 +90,8 @@ def test_iterations_and_epochs_replace_each_other():
     ("changes", "message"),
     [
         ({"schedule": "step"}, "--schedule step is not known; allowed: piecewise, cosine, onecycle, plateau, constant"),
-        ({"warmup": "linear"}, "--warmup linear is not known; allowed: none, iterations, error"),
+        ({"warmup": "slow"}, "--warmup slow is not known; allowed: none, iterations, error, linear"),
+        ({"warmup": "linear"}, "--warmup linear needs its length"),
         ({"decay": "bias"}, "--decay bias is not known; allowed: kernels, all"),
         ({"pad_mode": "edge"}, "--pad-mode edge is not known; allowed: mean, black, reflect"),
         ({"monitor": "loss"}, "--monitor loss is not known"),

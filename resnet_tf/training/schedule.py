@@ -51,7 +51,11 @@ class Schedule:
         warming = not self.state["warm"] or (recipe.warmup == "iterations" and step < recipe.warmup_iterations)
         if warming:
             return recipe.warmup_learning_rate * self.state["factor"]
-        rate = self._highest(step) * self._shape(step / self.iterations) * self.state["factor"]
+        rate = self._highest(step) * self._shape(step / self.iterations)
+        if recipe.warmup == "linear" and step < recipe.warmup_iterations:
+            low = recipe.warmup_learning_rate
+            rate = low + (rate - low) * step / recipe.warmup_iterations
+        rate *= self.state["factor"]
         return float(f"{rate:.12g}")  # 0.1 dropped twice is 0.001, not 0.0010000000000000002
 
     def _highest(self, step: int) -> float:
