@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 from resnet_tf.recursion import room_for_depth
+from resnet_tf.synchronized import synchronized_batch_norm
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -43,7 +44,11 @@ class _View(layers.Layer):
 
 
 class _FusedBatchNormalization(_View):
-    """Batch normalisation by one oneDNN or cuDNN kernel each way."""
+    """Batch normalisation by one oneDNN or cuDNN kernel each way; by several where it spans replicas."""
+
+    def __init__(self, stock: layers.Layer, policy: str, sync_bn: bool) -> None:
+        super().__init__(stock, policy)
+        self.sync_bn = sync_bn
 
     def call(self, x: tf.Tensor, training: bool = False, mask: Any = None) -> tf.Tensor:
         bn = self.stock
@@ -58,10 +63,13 @@ class _FusedBatchNormalization(_View):
                 epsilon=bn.epsilon,
                 is_training=False,
             )[0]
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=bn.epsilon, is_training=True)
-        # The kernel returns the unbiased variance; Keras' moving variance is the biased one.
-        count = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
-        variance *= (count - 1.0) / count
+        if self.sync_bn:
+            y, mean, variance = synchronized_batch_norm(x, gamma, beta, bn.epsilon)
+        else:
+            y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=bn.epsilon, is_training=True)
+            # The kernel returns the unbiased variance; Keras' moving variance is the biased one.
+            count = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
+            variance *= (count - 1.0) / count
         if x.dtype == tf.float16:
             # The loss scaler skips the update of a step that overflows; the statistics must skip it too.
             finite = tf.reduce_all(tf.math.is_finite(mean + variance))
@@ -127,7 +135,7 @@ def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
     return True
 
 
-def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
+def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
     Works on any functional or sequential Keras model. What cannot be fused (batch normalisation over other
@@ -139,6 +147,8 @@ def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
         policy: "float32", "mixed_bfloat16" or "mixed_float16": what convolutions, batch
             normalisation and the layers between them compute in. Variables, statistics, input
             normalisation and outputs stay float32.
+        sync_bn: whether batch normalisation that trains goes over the images of all replicas of the
+            `tf.distribute` strategy in whose replicas the view runs, instead of over each replica's own.
 
     Returns:
         A `keras.Model` whose variables are the model's own objects. In inference it agrees with
@@ -162,10 +172,10 @@ def fused_view(model: keras.Model, policy: str = "float32") -> keras.Model:
 
     def view(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations")):
-            return fused_view(layer, policy)
+            return fused_view(layer, policy, sync_bn)
         own = "float32" if layer.name in outputs else policy
         if _fusable_norm(layer):
-            return _FusedBatchNormalization(layer, own)
+            return _FusedBatchNormalization(layer, own, sync_bn)
         if _plain_conv(layer, own):
             return _PlainConv2D(layer, own)
         if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:

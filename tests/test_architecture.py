@@ -19,7 +19,8 @@ LEAVES = {
     "opencv": {"errors"},
     "papers": set(),
     "shipped": {"errors"},
-    "fused": {"recursion"},
+    "synchronized": set(),
+    "fused": {"recursion", "synchronized"},
 }
 
 
