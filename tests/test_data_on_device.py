@@ -114,6 +114,9 @@ def test_what_cannot_stay():
     with pytest.raises(UserError, match="--keep-on-device always is for images in memory"):
         make_feed(batches, source, NoAugmentation(), wish="always", is_gpu=False, per_call=1)
     assert make_feed(batches, source, NoAugmentation(), wish="auto", is_gpu=False, per_call=1) is batches
+    with pytest.raises(UserError, match="--keep-on-device always is for one device, here are 2 replicas"):
+        make_feed(batches, source, PadCropFlip(2), wish="always", is_gpu=True, per_call=1, replicas=2)
+    assert make_feed(batches, source, PadCropFlip(2), wish="auto", is_gpu=True, per_call=1, replicas=2) is batches
 
 
 def test_a_run_with_its_images_on_the_device_ends_with_the_same_bits(tmp_path, train):

@@ -1,7 +1,9 @@
 """A training from its request to its report: where network, data, recipe and loop meet."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,16 @@ import keras
 import tensorflow as tf
 
 from resnet_tf.cli.finetuning import Pretrained, Unfreezing
-from resnet_tf.cli.material import Material, Part, fingerprint_of, images_at_once, make_material, open_images
+from resnet_tf.cli.material import Material, Part, fingerprint_of, make_material, open_images
 from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
 from resnet_tf.cli.settings import check_files, kept_statistics
 from resnet_tf.cli.train_options import describe_recipe
-from resnet_tf.cli.watchers import CurveDrawer, Watcher, Watchers
+from resnet_tf.cli.validating import make_validate
+from resnet_tf.cli.watchers import Watcher, Watchers, make_watchers
 from resnet_tf.data.on_device import ResidentImages, make_feed
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
-from resnet_tf.evaluation.score import compiled_forward, score_batches
 from resnet_tf.extras import need
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
@@ -27,6 +28,7 @@ from resnet_tf.recipes import check_validation
 from resnet_tf.training.average import make_average
 from resnet_tf.training.contracts import Intervals, Validate
 from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
+from resnet_tf.training.distribution import Replicas, lost_peer, make_replicas
 from resnet_tf.training.loop import Training
 from resnet_tf.training.loss import balanced_weights
 from resnet_tf.training.optim import make_optimizer, undecayed_variables
@@ -36,24 +38,36 @@ from resnet_tf.training.steps import TrainStep, make_train_step, make_train_step
 from resnet_tf.transfer.finetune import describe_trainable, freeze
 
 
-def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
+def run_job(request: Request, folder: RunFolder) -> dict[str, Any] | None:
     """Train what is asked for, from the start or from where the run folder is, and report.
 
-    All that can be wrong with the request is found before the folder is touched.
+    All that can be wrong with the request is found before the folder is touched. Where several workers share the run,
+    only the chief writes there.
 
     Returns:
-        The report, as written to report.json.
+        The report, as written to report.json; None on other workers than the chief.
 
     Raises:
-        UserError: something in the request, the data or the folder is not as it must be.
+        UserError: something in the request, the data or the folder is not as it must be, or a worker is gone.
         Stopped: a signal stopped the training; it is saved.
     """
+    try:
+        return _run(request, folder)
+    except tf.errors.OpError as error:
+        lost = lost_peer(error)
+        if lost is None:
+            raise
+        raise lost from error
+
+
+def _run(request: Request, folder: RunFolder) -> dict[str, Any] | None:
     known = (None if request.overwrite else folder.settings()) or {}
     threads = set_threads(request.threads or known.get("threads", 0))
     device = choose_device(request.device)
     policy, why = choose_precision(known.get("precision", request.precision), device)
     if request.deterministic:
         tf.config.experimental.enable_op_determinism()
+    replicas = make_replicas(request.strategy, request.device, request.replicas)
     images = open_images(request)
     settings = request.settings() | {
         "data.source": images.source,
@@ -66,11 +80,16 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
         settings["weights.sha256"] = pretrained.digest
     if known:
         check_files(folder, known, settings)
-    with tf.device(device.name):
+    with contextlib.ExitStack() as stack:
+        if replicas.strategy is None:
+            stack.enter_context(tf.device(device.name))
+        if not replicas.is_chief:
+            folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         statistics = kept_statistics(known) or (pretrained.statistics if pretrained else None)
         material = make_material(images, request, statistics)
         settings |= {"data.mean": list(material.mean), "data.std": list(material.std)}
-        job = Job(request, material, policy, device, pretrained)
+        with replicas.scope():
+            job = Job(request, material, policy, device, pretrained, replicas)
         folder.claim()
         try:
             if not known and not request.overwrite and folder.settings() is not None:
@@ -79,8 +98,13 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any]:
                 folder.empty()
             if not known:
                 folder.start(settings)
-            job.train(folder, f"device {device.name} ({device.about}), {threads} threads, precision {policy} ({why})")
-            return finish(job, folder, settings)
+            on = f"device {device.name} ({device.about})"
+            if replicas.strategy is not None:
+                on += f", {replicas.about}"
+            job.train(folder, f"{on}, {threads} threads, precision {policy} ({why})")
+            report = finish(job, folder, settings) if replicas.is_chief else None
+            replicas.gather([0.0])  # nobody leaves before the chief is done: it would seem lost
+            return report
         finally:
             folder.release()
 
@@ -101,20 +125,26 @@ class Job:
         policy: str,
         device: Device,
         pretrained: Pretrained | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
-        """Build the network, its view, the optimizer and the step.
+        """Build the network, its view, the optimizer and the step, in the scope of `replicas`.
 
         Raises:
-            UserError: the builder refuses an option, there are too few images for a batch, none to validate on where
-                the recipe goes by them, or an optional package is missing.
+            UserError: the builder refuses an option, there are too few images for a batch or replicas too many to
+                share it, none to validate on where the recipe goes by them, or an optional package is missing.
         """
         recipe = request.recipe
         check_validation(recipe, len(material.validation))
+        self.replicas = replicas or Replicas()
+        self.replicas.check_batch(recipe.batch_size, recipe.accumulate)
+        if request.jit_compile and self.replicas.strategy is not None:
+            raise UserError("--jit-compile does not go with several devices; leave it out, or add --strategy none")
         if request.tensorboard_every is not None:
             need("tensorboard", "tensorboard")
             need("matplotlib", "tensorboard")
         self.request, self.material, self.device = request, material, device
-        self.batches = material.batches(recipe.batch_size, request.seed)
+        share = self.replicas.index, self.replicas.workers
+        self.batches = material.batches(recipe.batch_size, request.seed, share, recipe.accumulate)
         self.builder = pretrained.builder(request) if pretrained else request.builder
         self.model = self._build()
         if pretrained is not None:
@@ -128,7 +158,7 @@ class Job:
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
         freeze(self.model, request.freeze)
-        self.view = fused_view(self.model, policy)
+        self.view = fused_view(self.model, policy, request.sync_bn)
         self.per_call = request.steps_per_call or _steps_per_call(device, material.shape)
         self.feed = make_feed(
             self.batches,
@@ -137,6 +167,7 @@ class Job:
             wish=request.keep_on_device,
             is_gpu=device.is_gpu,
             per_call=self.per_call,
+            replicas=self.replicas.count,
         )
         self.step, self.steps = self._functions()
         self.schedule = Schedule(
@@ -157,7 +188,10 @@ class Job:
             class_weights=weights,
             accumulate=recipe.accumulate,
             average=self.average,
+            replicas=self.replicas.count,
+            sync_bn=self.request.sync_bn,
         )
+        step = self.replicas.step(step, recipe.accumulate)
         steps = make_train_steps(step, self.model)
         if isinstance(self.feed, ResidentImages):
             return self.feed.update(step), self.feed.update(steps, several=True)
@@ -195,7 +229,7 @@ class Job:
             schedule=self.schedule,
             batches=self.feed,
             validate=self._evaluation(material.validation) if len(material.validation) else None,
-            save_best=lambda best: save_model(self, folder.path / "best.keras", best),
+            save_best=lambda best: self._save_best(folder, best),
             folder=folder,
             intervals=Intervals(request.evaluate_every, request.checkpoint_iterations, request.checkpoint_seconds),
             reporter=progress,
@@ -204,11 +238,12 @@ class Job:
             steps=self.steps,
             steps_per_call=self.per_call,
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,
-            on_evaluation=on_evaluation or Watchers(self._watchers(folder, progress.say), progress.say),
+            on_evaluation=on_evaluation or Watchers(make_watchers(self, folder.path, progress.say), progress.say),
             switch=None
             if request.unfreeze_at is None
             else Unfreezing(self.model, request, self._functions, progress.say),
             average=self.average,
+            peers=self.replicas,
         )
         progress.say(
             f"{request.model} on {request.dataset} ({material.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
@@ -223,43 +258,12 @@ class Job:
         finally:
             progress.close()
 
-    def _watchers(self, folder: RunFolder, say: Callable[[str], None]) -> dict[str, Watcher]:
-        """What looks on at evaluations, by what it makes."""
-        watchers: dict[str, Watcher] = {}
-        if can_draw():
-            watchers["curves.png"] = CurveDrawer(folder.path, self.schedule.iterations)
-        else:
-            say(WITHOUT_PLOTS)
-        if self.request.tensorboard_every is not None:
-            watchers["the TensorBoard files"] = self._tensorboard(folder.path, self.request.tensorboard_every)
-        return watchers
-
-    def _tensorboard(self, folder: Path, every: int) -> Watcher:
-        from resnet_tf.cli.pictures import evaluation_pictures
-        from resnet_tf.training.tensorboard import TensorBoardLog
-
-        material = self.material
-        looked_at = material.validation if len(material.validation) else material.train
-        # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
-        looked_at = looked_at.first(2 * images_at_once(material.shape))
-        return TensorBoardLog(
-            folder / "tensorboard",
-            self.model,
-            material.train.first(self.request.recipe.batch_size).arrays(),
-            evaluation_pictures(self.judged, *looked_at.arrays(), material.class_names),
-            every,
-        )
+    def _save_best(self, folder: RunFolder, best: dict[str, Any]) -> None:
+        if self.replicas.is_chief:
+            save_model(self, folder.path / "best.keras", best)
 
     def _evaluation(self, part: Part) -> Validate:
-        """A function that returns loss and accuracy on a part of the images, in float32."""
-        forward = compiled_forward(fused_view(self.judged))
-        classes = len(self.material.class_names)
-
-        def evaluate() -> tuple[float, float]:
-            result = score_batches(forward, part.batches(), kind="logits", classes=classes)
-            return result.loss, result.top1
-
-        return evaluate
+        return make_validate(self.judged, part, len(self.material.class_names), self.replicas)
 
 
 def _asked(builder: dict[str, Any]) -> dict[str, Any]:

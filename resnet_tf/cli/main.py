@@ -9,6 +9,7 @@ from resnet_tf.cli.command import Parser, exit_code_of
 
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
+    "launch": "a training as several processes on this machine",
     "evaluate": "score a saved model or a run on a test set",
     "reproduce": "the papers' results in a table; trains what is missing",
     "predict": "classify image files",

@@ -61,6 +61,10 @@ class Part:
             workers=self.workers,
         )
 
+    def share(self, index: int, count: int) -> "Part":
+        """Every `count`-th image from number `index` on; the shares of all indices are the whole."""
+        return Part(self.source, self.indices[index::count], self.workers)
+
     def first(self, count: int) -> "Part":
         """The first `count` images."""
         return Part(self.source, self.indices[:count], self.workers)
@@ -109,8 +113,8 @@ class Material:
     framing: Framing | None
     workers: int
 
-    def batches(self, batch_size: int, seed: int) -> Batches:
-        """Shuffled and augmented batches to train on.
+    def batches(self, batch_size: int, seed: int, share: tuple[int, int] = (0, 1), parts: int = 1) -> Batches:
+        """Shuffled and augmented batches to train on, or a worker's `share` (index, count) of each.
 
         Raises:
             UserError: there are too few images for a batch.
@@ -122,6 +126,8 @@ class Material:
             seed=seed,
             indices=self.train.indices,
             workers=self.workers,
+            share=share,
+            parts=parts,
         )
 
 

@@ -10,7 +10,7 @@ from resnet_tf.cli.own_function import digest_of, is_function_name
 from resnet_tf.cli.settings import LATER
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
-from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override
+from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override, scaled
 
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
@@ -24,6 +24,7 @@ _LEAST = {
     "steps_per_call": 1,
     "input_size": 1,
     "unfreeze_at": 1,
+    "replicas": 1,
 }
 
 
@@ -61,6 +62,9 @@ class Request:
     unfreeze_at: int | None = None
     unfreeze_learning_rate: float | None = None
     train_bn: bool = False
+    strategy: str = "none"
+    replicas: int | None = None
+    sync_bn: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, flat; precision and threads are added when they are known."""
@@ -120,6 +124,9 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         eval_train=arguments.eval_train,
         tensorboard_every=arguments.tensorboard_every if arguments.tensorboard else None,
         keep_on_device=arguments.keep_on_device,
+        strategy=arguments.strategy,
+        replicas=arguments.replicas,
+        sync_bn=arguments.sync_bn,
         **_images(arguments),
         **_finetuning(arguments),
     )
@@ -178,7 +185,12 @@ def _shortcut(arguments: argparse.Namespace, recipe: Recipe) -> str | None:
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "about", "shortcut"}
     changes = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
-    return override(get_recipe(arguments.recipe or default_recipe(arguments.model)), **changes)
+    recipe = get_recipe(arguments.recipe or default_recipe(arguments.model))
+    if not arguments.scale_learning_rate:
+        return override(recipe, **changes)
+    batch_size = changes.pop("batch_size", recipe.batch_size)
+    start = changes.get("warmup_learning_rate")
+    return scaled(override(recipe, **changes), batch_size, start)
 
 
 def _checkpoint_interval(text: str | None) -> tuple[int | None, float | None]:

@@ -16,6 +16,7 @@ LATER: dict[str, Any] = {
     "unfreeze_at": None,
     "unfreeze_learning_rate": None,
     "train_bn": False,
+    "sync_bn": False,
     "recipe.optimizer": "sgd",
     "recipe.clip_norm": None,
     "recipe.label_smoothing": 0.0,

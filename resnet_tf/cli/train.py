@@ -10,10 +10,12 @@ from typing import Any
 
 from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.cli.compare import compare_table
+from resnet_tf.cli.launch import LAUNCHED
 from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.settings import check_flags
 from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
+from resnet_tf.training.cluster import read_cluster
 from resnet_tf.training.run_folder import RunFolder
 
 
@@ -45,6 +47,9 @@ def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str
     """Train with one seed after the other; finished ones are not trained again."""
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
+    cluster = read_cluster()
+    if cluster is not None and len(cluster.addresses) > 1:
+        raise UserError("--seeds trains in turn in one process, which several workers cannot; launch them one by one")
     requests = []
     for seed in arguments.seeds:
         folder = None if arguments.run_dir is None else f"{arguments.run_dir}-seed{seed}"
@@ -79,6 +84,8 @@ def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
     except Stopped as stop:
         print(f"{stop}; resume with: {_command(argv)}")
         return 128 + stop.signal
+    if report is None:
+        return 0  # the chief reports
     print(summary(report))
     return report
 
@@ -100,6 +107,8 @@ def _finished(request: Request, folder: RunFolder) -> dict[str, Any] | None:
 def _command(argv: Sequence[str]) -> str:
     kept = [argument for argument in argv if argument != "--overwrite"]
     program = "python train.py" if os.path.basename(sys.argv[0]) == "train.py" else "resnet-tf train"
+    if LAUNCHED in os.environ:
+        program = f"{os.environ[LAUNCHED]} train"
     return f"{program} {shlex.join(kept)}".strip()
 
 

@@ -10,6 +10,7 @@ from resnet_tf.recipes import CHOICES, RECIPES, Recipe
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 
 _RECIPE_HELP = {
@@ -21,7 +22,7 @@ _RECIPE_HELP = {
     "validation_size": "part of the training images kept for validation: fraction, or count; 0 trains on all",
     "weight_decay": "lambda of the gradient term lambda*w",
     "decay": "which variables decay",
-    "warmup": "constant low learning rate at the start",
+    "warmup": "low learning rate at the start: constant, or (linear) growing",
     "clip_norm": "largest norm of all gradients together",
     "label_smoothing": "share of the target that is spread over all classes",
     "class_weights": "balanced: every class counts alike, however many images it has",
@@ -70,6 +71,7 @@ def make_parser() -> Parser:
     _add_image_flags(parser)
     _add_finetuning_flags(parser)
     _add_run_flags(parser)
+    _add_device_flags(parser)
     _add_recipe_flags(parser)
     return parser
 
@@ -162,8 +164,30 @@ def _add_run_flags(parser: Parser) -> None:
     group.add_argument("--on-nan", choices=("stop", "rollback"), default="stop", help="what a diverging run does")
 
 
+def _add_device_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("several devices, which share each batch (docs/distributed.md)")
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="auto",
+        help="mirrored: the GPUs of this machine; multiworker: the processes that TF_CONFIG names, see resnet-tf "
+        "launch (default: multiworker where TF_CONFIG names several, mirrored where there are several GPUs, else none)",
+    )
+    group.add_argument(
+        "--replicas", type=int, metavar="N", help="GPUs that mirrored uses (default: all); or parts of the CPU"
+    )
+    group.add_argument(
+        "--sync-bn", action="store_true", help="batch normalisation over all replicas (default: over each one's share)"
+    )
+
+
 def _add_recipe_flags(parser: Parser) -> None:
     group = parser.add_argument_group("recipe fields, overriding the recipe's own")
+    group.add_argument(
+        "--scale-learning-rate",
+        action="store_true",
+        help="times --batch-size over the recipe's own batch size; --warmup linear then starts at the unscaled one",
+    )
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     for name, default in defaults.items():
         if name in ("name", "about", "shortcut"):

@@ -3,10 +3,15 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_tf.cli.courses import read_course
+from resnet_tf.cli.material import images_at_once
+from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
 from resnet_tf.evaluation.curves import save_curves
+
+if TYPE_CHECKING:
+    from resnet_tf.cli.job import Job
 
 Rows = list[dict[str, Any]]
 Watcher = Callable[[Rows], None]
@@ -56,3 +61,34 @@ class CurveDrawer:
         save_curves(read_course(self._folder), self._folder)
         self._ended = time.monotonic()
         self._took = self._ended - began
+
+
+def make_watchers(job: "Job", folder: Path, say: Callable[[str], None]) -> dict[str, Watcher]:
+    """What looks on at the evaluations of a job, by what it makes in its run folder; nothing where the chief does."""
+    watchers: dict[str, Watcher] = {}
+    if not job.replicas.is_chief:
+        return watchers
+    if can_draw():
+        watchers["curves.png"] = CurveDrawer(folder, job.schedule.iterations)
+    else:
+        say(WITHOUT_PLOTS)
+    if job.request.tensorboard_every is not None:
+        watchers["the TensorBoard files"] = _tensorboard(job, folder, job.request.tensorboard_every)
+    return watchers
+
+
+def _tensorboard(job: "Job", folder: Path, every: int) -> Watcher:
+    from resnet_tf.cli.pictures import evaluation_pictures
+    from resnet_tf.training.tensorboard import TensorBoardLog
+
+    material = job.material
+    looked_at = material.validation if len(material.validation) else material.train
+    # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
+    looked_at = looked_at.first(2 * images_at_once(material.shape))
+    return TensorBoardLog(
+        folder / "tensorboard",
+        job.model,
+        material.train.first(job.request.recipe.batch_size).arrays(),
+        evaluation_pictures(job.judged, *looked_at.arrays(), material.class_names),
+        every,
+    )

@@ -118,7 +118,7 @@ class ResidentImages:
 
 
 def make_feed(
-    batches: Batches, source: Source, policy: Policy, *, wish: str, is_gpu: bool, per_call: int
+    batches: Batches, source: Source, policy: Policy, *, wish: str, is_gpu: bool, per_call: int, replicas: int = 1
 ) -> Batches | CopiedBatches | ResidentImages:
     """The way of a run's batches to the device.
 
@@ -129,10 +129,18 @@ def make_feed(
         wish: "always" or "never" keep the images on the device, or "auto": on GPUs, up to `LARGEST` bytes.
         is_gpu: whether the current device is one.
         per_call: updates in one call.
+        replicas: devices that share a batch, which is then parted on the host.
 
     Raises:
-        UserError: images are to be kept that come from files, or that are varied otherwise than by pad, crop and flip.
+        UserError: images are to be kept that come from files, that are varied otherwise than by pad, crop and flip,
+            or on several devices.
     """
+    if replicas > 1:
+        if wish == "always":
+            raise UserError(
+                f"--keep-on-device always is for one device, here are {replicas} replicas; give auto or never"
+            )
+        return batches
     if isinstance(source, ArraySource) and isinstance(policy, PadCropFlip):
         if wish == "always" or (wish == "auto" and is_gpu and source.images.nbytes <= LARGEST):
             return ResidentImages(batches, source, policy)

@@ -1,7 +1,7 @@
 """What the training loop asks of its surroundings, and how it ends early."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,25 @@ class Switch(Protocol):
 
     def functions(self, step: int) -> tuple[TrainStep, TrainStep]:
         """One update and several in one call, as they are from update `step` on until the switch or the end."""
+        ...
+
+
+class Peers(Protocol):
+    """The processes that share a run."""
+
+    workers: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this one writes what the run writes."""
+        ...
+
+    def gather(self, numbers: Sequence[float]) -> np.ndarray:
+        """The numbers of every worker, float64 (workers, n), the chief's first."""
+        ...
+
+    def from_chief(self, payload: bytes) -> bytes:
+        """The chief's bytes."""
         ...
 
 

@@ -14,6 +14,8 @@ from resnet_tf.training.contracts import Sums
 from resnet_tf.training.history import IterationLog
 from resnet_tf.training.run_folder import RunFolder
 
+Arrays = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass
 class State:
@@ -87,11 +89,11 @@ class Keeper:
 
         self.guarded(f"the checkpoint of iteration {state.step}", write)
 
-    def load(self, variables: Mapping[str, keras.Variable]) -> State | None:
-        """Give the variables the values of the newest whole checkpoint; None where the folder holds none at all.
+    def read(self) -> tuple[Arrays, dict[str, Any]] | None:
+        """The newest whole checkpoint; None where the folder holds none at all.
 
         Raises:
-            UserError: no checkpoint is whole, or it is one of other variables.
+            UserError: no checkpoint is whole.
         """
         found = checkpoint.load_newest(self._checkpoints)
         if found is None:
@@ -102,6 +104,18 @@ class Keeper:
             # Aside, so that it does not count among the two that are kept.
             with contextlib.suppress(OSError):
                 path.rename(path.with_suffix(".damaged"))
+        return arrays, state
+
+    def load(self, variables: Mapping[str, keras.Variable]) -> State | None:
+        """Give the variables the values of the newest whole checkpoint; None where there is none at all.
+
+        Raises:
+            UserError: no checkpoint is whole, or it is one of other variables.
+        """
+        found = self.read()
+        if found is None:
+            return None
+        arrays, state = found
         if variables.keys() != arrays.keys():
             raise UserError(
                 f"the checkpoints in {self._checkpoints} belong to another network or optimizer; "

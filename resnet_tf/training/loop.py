@@ -7,16 +7,27 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.training.contracts import BatchSource, Diverged, Intervals, Reporter, Stopped, Sums, Switch, Validate
+from resnet_tf.training.agreement import Agreement
+from resnet_tf.training.contracts import (
+    BatchSource,
+    Diverged,
+    Intervals,
+    Peers,
+    Reporter,
+    Stopped,
+    Sums,
+    Switch,
+    Validate,
+)
+from resnet_tf.training.distribution import Replicas
+from resnet_tf.training.follower import make_keeper
 from resnet_tf.training.history import write_rows
-from resnet_tf.training.keeper import Keeper, State, run_variables
+from resnet_tf.training.keeper import State, run_variables
 from resnet_tf.training.run_folder import RunFolder
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.signals import StopRequest
 from resnet_tf.training.steps import TrainStep
 from resnet_tf.training.updates import Updates
-
-BLOCK = 25  # iterations between two looks at the results, so that the device need not wait for the host
 
 
 class Training:
@@ -47,6 +58,7 @@ class Training:
         on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
         switch: Switch | None = None,
         average: keras.Model | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """Wire a run; `resume` and `run` do the work.
 
@@ -70,7 +82,9 @@ class Training:
                 what it raises ends the run.
             switch: gives other updates than `step` and `steps` on either side of its iteration.
             average: the model that holds the moving averages of the weights, where the steps move one.
+            peers: the processes that share the run; None where there is one.
         """
+        peers = peers or Replicas()
         self.model = model
         self.optimizer = optimizer
         self.updates = Updates(step, steps, steps_per_call, switch)
@@ -92,7 +106,8 @@ class Training:
         self._since = Sums()
         self._rolled_back = 0
         self._seconds = 0.0
-        self._keeper = Keeper(folder, reporter.say)
+        self._keeper = make_keeper(folder, reporter.say, peers)
+        self._agreement = Agreement(peers)
         self._saved_at = time.monotonic()
 
     @property
@@ -153,11 +168,12 @@ class Training:
                 rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
                 pending.append(self.updates.run(self.step, group, np.asarray(rates, np.float32)))
                 self.step += len(group)
-                evaluate = self._evaluation_due(self.step)
-                save = self._checkpoint_due()
-                full = self.step - looked >= BLOCK
-                if not (evaluate or save or stop.signal or self.schedule.needs_batches or full):
+                evaluate, by_count = self._evaluation_due(self.step), self._checkpoint_due()
+                certain = evaluate or by_count or self.schedule.needs_batches
+                by_clock = self._clock_due()
+                if not self._agreement.due(self.step - looked, certain, bool(stop.signal) or by_clock):
                     continue
+                signal, save = self._agreement.reach(self.step - looked, stop.signal, by_count or by_clock)
                 self._take(np.concatenate([np.asarray(results) for results in pending]), rates[-1])
                 pending.clear()
                 looked = self.step
@@ -168,11 +184,14 @@ class Training:
                         self.reporter.say(f"ending early: no better validation in {self.patience} evaluations")
                         return
                     started = time.monotonic()
-                if stop.signal and self.step < self.iterations:
+                # One that came during the pause waits for the next look where others must hear of it first.
+                signal = signal or (stop.signal if self._agreement.alone else None)
+                if signal and self.step < self.iterations:
                     if self._keeper.saved_step < self.step:
                         self._count_time(started)
                         self._pause(False, True, rates[-1])
-                    raise Stopped(stop.signal, self.step)
+                    raise Stopped(signal, self.step)
+                self._agreement.go_on()
         finally:
             batches.close()  # type: ignore[attr-defined]
 
@@ -255,9 +274,11 @@ class Training:
         self.reporter.evaluated(row)
 
     def _checkpoint_due(self) -> bool:
-        every, seconds = self.intervals.checkpoint_iterations, self.intervals.checkpoint_seconds
-        if every is not None:
-            return self.step % every == 0 or self.step == self.iterations
+        every = self.intervals.checkpoint_iterations
+        return every is not None and (self.step % every == 0 or self.step == self.iterations)
+
+    def _clock_due(self) -> bool:
+        seconds = None if self.intervals.checkpoint_iterations is not None else self.intervals.checkpoint_seconds
         return seconds is not None and time.monotonic() - self._saved_at >= seconds
 
     def _save(self) -> None:

@@ -10,6 +10,7 @@ from resnet_tf.recipes import Recipe
 from resnet_tf.training.average import move_averages, moving_pairs
 from resnet_tf.training.loss import cross_entropy
 from resnet_tf.training.optim import decayed_variables
+from resnet_tf.training.reduction import average_statistics, moving_statistics, sum_gradients, take_summed_gradients
 
 TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # Of images and labels: gradients by variable, and what a step returns.
@@ -26,6 +27,8 @@ def make_train_step(
     *,
     accumulate: int = 1,
     average: keras.Model | None = None,
+    replicas: int = 1,
+    sync_bn: bool = False,
 ) -> TrainStep:
     """Compile the update of the trainable variables of `model` through its `view`.
 
@@ -39,6 +42,10 @@ def make_train_step(
     gradients makes the one update: that of the whole batch, but that batch normalisation which trains normalises
     each part by itself, and moves its statistics with each part.
 
+    With `replicas`, the step is that of one of them, to be run by `Replicas.step`: each has an equal share of the
+    batch, the loss and its L2 term count 1/replicas, gradients are summed once, before clipping, and the moving
+    statistics are averaged, so that all replicas end each step with the same variables.
+
     Args:
         model: stock model with logits.
         view: `fused_view` of the model, or the model itself.
@@ -48,10 +55,13 @@ def make_train_step(
         class_weights: factor for the images of each class (C,), or None.
         accumulate: parts of a batch; the number of images must be a multiple of it.
         average: `make_average` of the model, which moves by the recipe's `ema` after each update; or None.
+        replicas: how many of them share a batch.
+        sync_bn: whether the view normalises over all replicas.
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
-        mean cross-entropy, L2 term and fraction right of this batch, before its update.
+        mean cross-entropy, L2 term and fraction right of this batch, before its update; of a replica, its part of
+        them, to be summed.
     """
     variables = model.trainable_variables
     decayed = decayed_variables(model, recipe.decay)
@@ -61,6 +71,10 @@ def make_train_step(
 
     averaged = [] if average is None else moving_pairs(model, average)
     ema = 0.0 if recipe.ema is None else recipe.ema
+    # Synchronised statistics are the same everywhere as they are.
+    statistics = [] if replicas == 1 or sync_bn else moving_statistics(model)
+    if replicas > 1:
+        take_summed_gradients(optimizer)
 
     def backward(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         # Watched by hand: below the lowest variable that trains, the tape then has nothing to go back through.
@@ -69,10 +83,10 @@ def make_train_step(
             logits = tf.cast(view(images, training=True), tf.float32)
             loss = tf.reduce_mean(cross_entropy(labels, logits, recipe.label_smoothing, class_weights))
             l2 = decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
-            scaled = optimizer.scale_loss(loss + l2)
+            scaled = optimizer.scale_loss((loss + l2) / replicas)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-        return gradients, tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))])
+        return gradients, tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))]) / replicas
 
     @tf.function(input_signature=signature, jit_compile=jit_compile)
     def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
@@ -80,8 +94,11 @@ def make_train_step(
         if accumulate == 1:
             gradients, results = backward(images, labels)
         else:
-            gradients, results = _mean_of_parts(backward, images, labels, accumulate)
+            gradients, results = _mean_of_parts(backward, images, labels, accumulate, unrolled=sync_bn)
+        if replicas > 1:
+            gradients = sum_gradients(gradients)
         optimizer.apply(gradients, variables)
+        average_statistics(statistics)
         if averaged:
             move_averages(averaged, ema, optimizer.iterations)
         return results
@@ -90,7 +107,7 @@ def make_train_step(
 
 
 def _mean_of_parts(
-    backward: Backward, images: tf.Tensor, labels: tf.Tensor, count: int
+    backward: Backward, images: tf.Tensor, labels: tf.Tensor, count: int, unrolled: bool
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Means of what `backward` returns for each of `count` equal parts of a batch."""
 
@@ -108,6 +125,13 @@ def _mean_of_parts(
     def add(k: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         return k + 1, [total + value for total, value in zip(sums, of_part(k), strict=True)]
 
+    if unrolled:
+        # Replicas cannot meet inside a loop of a graph, as synchronised statistics must.
+        sums = of_part(tf.constant(0))
+        for k in range(1, count):
+            with tf.control_dependencies(sums):
+                _, sums = add(tf.constant(k), sums)
+        return sums[:-1], sums[-1]
     # One part at a time: to hold the activations of a part alone is what this is for.
     _, sums = tf.while_loop(
         lambda k, _: k < count, add, (tf.constant(1), of_part(tf.constant(0))), parallel_iterations=1

@@ -1,0 +1,181 @@
+"""`resnet-tf launch`: all workers of a run on one machine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from resnet_tf.cli.command import Parser
+from resnet_tf.errors import UserError
+
+LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
+_GRACE = 5.0  # seconds that the others get to end by themselves when one has died
+_LOOK = 0.1  # seconds between two looks at them
+_LAST_LINES = 5
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was stopped and is saved
+
+
+def main(argv: Sequence[str]) -> int:
+    """Start the workers, wait for them, and end all of them when one dies.
+
+    Args:
+        argv: flags and, after "--", the command; see `--help`.
+
+    Returns:
+        0 when all workers did well, otherwise the exit code of the first that did not, 128 + its number for a signal.
+
+    Raises:
+        UserError: a flag is not as it must be.
+    """
+    arguments = _make_parser().parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not 1 <= arguments.workers <= 1024:
+        raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
+    if command[:1] != ["train"]:
+        raise UserError("launch starts trainings: resnet-tf launch --workers N -- train …")
+    if "--strategy" not in command:
+        command = [*command, "--strategy", "multiworker"]
+    if not any(part.split("=")[0] == "--threads" for part in command):
+        command = [*command, "--threads", str(max(1, _cores() // arguments.workers))]
+    program = [sys.executable, "-m", "resnet_tf", *command]
+    with _outputs(arguments.workers) as outputs, Group(program, outputs) as group:
+        return group.wait()
+
+
+def _make_parser() -> Parser:
+    parser = Parser(
+        prog="resnet-tf launch",
+        description="Run a training as several processes on this machine, which share each batch. The first one's "
+        "output is shown, that of another one if it fails. The same command goes on with a run that was stopped.",
+    )
+    parser.add_argument("--workers", type=int, required=True, help="how many processes")
+    parser.add_argument("command", nargs="...", metavar="-- train …", help="the training and its flags")
+    return parser
+
+
+class Group:
+    """The processes of a run; leaving the context ends what still runs."""
+
+    def __init__(self, program: Sequence[str], outputs: Sequence[IO[bytes] | None]) -> None:
+        """Take what each worker runs, and for each where it prints; None means this process's own output."""
+        self._program, self._outputs = program, outputs
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Group":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._forward)
+        addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(self._outputs))]
+        package = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        for index, output in enumerate(self._outputs):
+            config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            environment = {
+                "PYTHONPATH": paths,
+                "TF_CONFIG": json.dumps(config),
+                LAUNCHED: f"resnet-tf launch --workers {len(self._outputs)} --",
+            }
+            # In a session of its own: the terminal's Ctrl-C would otherwise reach it twice.
+            process = subprocess.Popen(
+                self._program,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._workers.append(process)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> int:
+        """Wait until all have ended or one has failed; then end the others and say who it was.
+
+        Returns:
+            0, the exit code that a signal gave all of them, or that of the one that failed.
+        """
+        while True:
+            codes = [process.poll() for process in self._workers]
+            failed = [index for index, code in enumerate(codes) if code not in (None, 0, *_STOPPED)]
+            if failed:
+                # One that was killed before those that missed it then, and the chief before others.
+                first = min(failed, key=lambda index: (self._workers[index].returncode > 0, index))
+                self._end()
+                return self._blame(first)
+            # A worker that has stopped has not failed: the chief may still be saving.
+            if None not in codes:
+                return next((code for code in codes if code), 0)
+            time.sleep(_LOOK)
+
+    def _blame(self, index: int) -> int:
+        code, output = self._workers[index].returncode, self._outputs[index]
+        what = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        print(
+            f"resnet-tf launch: worker {index} {what} and the others were ended; "
+            f"the same command goes on from the last checkpoint{'' if output is None else _tail(output)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 128 - code if code < 0 else code
+
+    def _end(self) -> None:
+        """End what still runs: by itself, by SIGTERM, by SIGKILL."""
+        for process in self._workers:
+            if process.poll() is None:
+                _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._workers):
+            time.sleep(_LOOK)
+        for process in self._workers:
+            if process.poll() is None:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        for process in self._workers:
+            if process.poll() is None:
+                _signal(process, number)
+
+
+def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _outputs(workers: int) -> Iterator[list[IO[bytes] | None]]:
+    """Where each worker prints: the chief here, the others to files that vanish."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(workers - 1)]
+        yield [None, *files]
+
+
+def _tail(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    return "".join(f"\n    {line}" for line in lines[-_LAST_LINES:])
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,76 @@
+"""Which machines share a run, as TF_CONFIG says it. Imports no TensorFlow."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from resnet_tf.errors import UserError
+from resnet_tf.training import waiting
+
+PATIENCE = "RESNET_TF_PEER_TIMEOUT"
+DEFAULT_PATIENCE = "300"  # seconds within which all workers must have started
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run in their order, and which of them this process is; number 0 is the chief."""
+
+    addresses: tuple[str, ...]
+    index: int
+
+
+def read_cluster() -> Cluster | None:
+    """The cluster of TF_CONFIG; None where it is not set or names no worker.
+
+    Raises:
+        UserError: it is not what TensorFlow asks for.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    try:
+        config = json.loads(text)
+        jobs = config.get("cluster") or {}
+        chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
+        addresses = tuple(map(str, [*chiefs, *workers]))
+        if not addresses:
+            return None
+        task = config["task"]
+        index = int(task["index"]) + {"chief": 0, "worker": len(chiefs)}[task["type"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"TF_CONFIG is not understood ({type(error).__name__}: {error}); it must be JSON such as "
+            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    if not 0 <= index < len(addresses):
+        raise UserError(f"TF_CONFIG calls this task number {index} of {len(addresses)}; give 0 to {len(addresses) - 1}")
+    return Cluster(addresses, index)
+
+
+@contextlib.contextmanager
+def deadline(cluster: Cluster) -> Iterator[None]:
+    """Context that ends the process, with a line on who is missing, where the other workers do not all come.
+
+    The environment variable RESNET_TF_PEER_TIMEOUT says within how many seconds.
+
+    Raises:
+        UserError: the variable is no number above 0.
+    """
+    text = os.environ.get(PATIENCE) or DEFAULT_PATIENCE
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UserError(f"{PATIENCE}={text} is no number of seconds above 0")
+    arguments = (os.getpid(), seconds, cluster.index, *cluster.addresses)
+    with subprocess.Popen([sys.executable, waiting.__file__, *map(str, arguments)], stdin=subprocess.PIPE) as watch:
+        assert watch.stdin is not None
+        try:
+            yield
+        finally:
+            watch.stdin.close()

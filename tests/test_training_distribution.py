@@ -1,0 +1,255 @@
+"""Replicas, workers and what they agree on; what needs several devices runs in processes of its own."""
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_tf.cli import launch
+from resnet_tf.errors import UserError
+from resnet_tf.training.agreement import BLOCK, Agreement
+from resnet_tf.training.cluster import PATIENCE, read_cluster
+from resnet_tf.training.distribution import Replicas, make_replicas
+from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
+
+TINY = (*SHAPES, "--model", "resnet8_v2", "--batch-size", "32", "--validation-size", "51", "--learning-rate", "0.01")
+
+
+@pytest.fixture(scope="module")
+def twins(python):
+    result = python("import runpy; runpy.run_module('tests.distributed.twins', run_name='__main__')")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_synchronised_replicas_train_as_one_device_does(twins):
+    assert twins["replicas"] == 2
+    assert twins["sync"] <= 1e-5
+    for recipe in ("nesterov_ema", "accumulated", "clipped", "adamw"):
+        assert twins[recipe] <= 2e-6, recipe
+    assert twins["float16"] <= 1e-3
+
+
+def test_replicas_with_statistics_of_their_own(twins):
+    assert twins["first"][0] == pytest.approx(np.mean(twins["halves"]), abs=1e-6)
+    assert twins["agree"]
+    assert twins["several"] == 0.0
+    assert twins["forward"] <= 1e-6
+
+
+def test_synchronised_statistics_bear_a_large_mean(twins):
+    """Mean 100, deviation 0.14: in float32, E[x²] - E[x]² has an error as large as the variance."""
+    errors = twins["large_mean"]
+    assert errors["mean"] < 1e-6
+    assert errors["variance"] < 1e-5
+    assert max(errors["output"], errors["x"], errors["gamma"], errors["beta"]) < 2e-3
+
+
+def test_two_workers_do_what_two_mirrored_replicas_do(tmp_path):
+    flags = (*TINY, "--iterations", "6", "--eval-every", "3")
+    mirrored = alone(tmp_path / "mirrored", *flags, "--strategy", "mirrored", "--replicas", "2")
+    workers = together(2, tmp_path / "workers", *flags)
+    assert farthest(mirrored, workers) <= 1e-5
+    assert first_loss(mirrored) == pytest.approx(first_loss(workers), abs=1e-6)
+    one, two = (json.loads((folder / "report.json").read_text()) for folder in (mirrored, workers))
+    assert one["validation_images"] == 51  # an odd number, of which every worker and replica has its share
+    assert two["training"]["last_validation_accuracy"] == one["training"]["last_validation_accuracy"]
+    assert two["test"]["images"] == one["test"]["images"]
+    settings = json.loads((workers / "settings.json").read_text())
+    assert not {"strategy", "replicas", "sync_bn"} & settings.keys()
+
+
+def cluster(monkeypatch, **config):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    return read_cluster()
+
+
+def test_a_cluster_has_the_chief_first(monkeypatch):
+    jobs = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
+    assert cluster(monkeypatch, cluster=jobs, task={"type": "worker", "index": 1}).index == 2
+    chief = cluster(monkeypatch, cluster=jobs, task={"type": "chief", "index": 0})
+    assert (chief.addresses, chief.index) == (("a:1", "b:2", "c:3"), 0)
+    assert cluster(monkeypatch, cluster={}, task={}) is None
+    monkeypatch.delenv("TF_CONFIG")
+    assert read_cluster() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    ],
+)
+def test_a_cluster_that_is_none(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        read_cluster()
+
+
+def test_a_missing_worker_ends_the_job(command, tmp_path):
+    config = {"cluster": {"worker": ["127.0.0.1:9", "127.0.0.1:10"]}, "task": {"type": "worker", "index": 1}}
+    flags = (*TINY, "--run-dir", tmp_path / "run")
+    result = command("train", *flags, TF_CONFIG=json.dumps(config), **{PATIENCE: "0.5"})
+    assert result.returncode == -signal.SIGKILL  # nothing gentler ends what waits in C++
+    assert "resnet-tf: error: worker 0 (127.0.0.1:9) did not answer within 0.5 s" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "replicas", "message"),
+    [
+        ("mirrored", "cpu", None, "add --replicas N"),
+        ("mirrored", "gpu:0", None, "one device"),
+        ("none", "cpu", 2, "--replicas says"),
+        ("multiworker", "cpu", None, "needs TF_CONFIG"),
+        ("mirrored", "cpu", 3, "in this process any more"),
+    ],
+)
+def test_wishes_that_cannot_be_met(monkeypatch, wish, device, replicas, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    tf.zeros(1)  # from here on this process keeps its devices
+    with pytest.raises(UserError, match=message):
+        make_replicas(wish, device, replicas)
+
+
+def test_auto_is_one_device_where_there_is_no_other(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    replicas = make_replicas("auto", "cpu")
+    assert (replicas.strategy, replicas.count, replicas.is_chief) == (None, 1, True)
+    assert replicas.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
+    assert replicas.from_chief(b"as it is") == b"as it is"
+
+
+def test_a_batch_that_cannot_be_shared():
+    replicas = Replicas()
+    replicas.count = 3
+    replicas.check_batch(12, 2)
+    with pytest.raises(UserError, match="--batch-size 16 cannot be shared evenly by 3 replicas times --accumulate 2"):
+        replicas.check_batch(16, 2)
+
+
+class Peers:
+    """Three workers, of which this is the second; what the others say is given."""
+
+    workers, is_chief = 3, False
+
+    def __init__(self, chief, last):
+        self.others, self.asked = (chief, last), 0
+
+    def gather(self, numbers):
+        self.asked += 1
+        return np.array([self.others[0], numbers, self.others[1]], np.float64)
+
+    def from_chief(self, payload):
+        raise AssertionError
+
+
+def test_workers_stop_together_and_save_when_the_chief_does():
+    agreement = Agreement(Peers(chief=(0, 1, 7), last=(15, 0, 3)))
+    assert agreement.due(1, certain=False, own=False)  # nothing is known of the chief's pace yet
+    assert agreement.reach(1, signal=None, save=False) == (15, True)
+    assert not agreement.due(6, certain=False, own=True)  # others would miss it
+    assert agreement.due(7, certain=False, own=False)
+    assert agreement.due(1, certain=True, own=False)
+    quiet = Agreement(Peers(chief=(0, 0, 1), last=(0, 0, 1)))
+    assert quiet.reach(1, signal=signal.SIGINT, save=True) == (signal.SIGINT, False)
+
+
+def test_a_single_worker_asks_nobody():
+    agreement = Agreement(Replicas())
+    assert agreement.due(1, certain=False, own=True)
+    assert not agreement.due(BLOCK - 1, certain=False, own=False)
+    assert agreement.due(BLOCK, certain=False, own=False)
+    assert agreement.reach(1, None, True) == (None, True)
+
+
+WORKER = """
+import json, os, signal, sys, time
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+print("this is", index, flush=True)
+"""
+
+
+def launched(program, workers=2, during=None):
+    """Exit code of a group of workers that run a program text."""
+    with launch._outputs(workers) as outputs, launch.Group([sys.executable, "-c", WORKER + program], outputs) as group:
+        if during is not None:
+            during(group)
+        return group.wait(), [process.returncode for process in group._workers]
+
+
+def test_workers_that_do_well():
+    code, codes = launched("assert len(json.loads(os.environ['TF_CONFIG'])['cluster']['worker']) == 3", workers=3)
+    assert (code, codes) == (0, [0, 0, 0])
+
+
+def test_a_dead_worker_takes_the_others_with_it(monkeypatch, capfd):
+    """The chief ignores SIGTERM, as TensorFlow does in C++; it is there before the other one dies."""
+    monkeypatch.setattr(launch, "_GRACE", 0.5)
+    path = f"/tmp/resnet-tf-test-{os.getpid()}"
+    program = (
+        f"path = {path!r}\n"
+        "if index == 0:\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    open(path, 'w').close()\n"
+        "    time.sleep(600)\n"
+        "while not os.path.exists(path): time.sleep(0.01)\n"
+        "os.remove(path)\n"
+        "print('last words', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    code, codes = launched(program)
+    assert (code, codes) == (137, [-signal.SIGKILL, -signal.SIGKILL])
+    error = capfd.readouterr().err
+    assert "worker 1 was killed by signal 9 and the others were ended; the same command goes on" in error
+    assert "last words" in error
+
+
+def test_an_error_of_one_worker_is_shown(capfd):
+    code, codes = launched("if index == 1: sys.exit('no such thing')\ntime.sleep(600)")
+    assert (code, codes) == (1, [-signal.SIGTERM, 1])
+    assert "no such thing" in capfd.readouterr().err
+
+
+def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
+    program = (
+        "class Stop(Exception): pass\n"
+        "def stop(number, frame): raise Stop\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "print('ready', flush=True)\n"
+        "try: time.sleep(600)\n"
+        "except Stop: time.sleep(index * 0.3); sys.exit(143)\n"
+    )
+
+    def terminate(group):
+        for process, output in zip(group._workers[1:], group._outputs[1:], strict=True):
+            while b"ready" not in os.pread(output.fileno(), 100, 0):
+                assert process.poll() is None
+        while "ready" not in capfd.readouterr().out:
+            assert group._workers[0].poll() is None
+        group._forward(signal.SIGTERM, None)
+
+    code, codes = launched(program, workers=2, during=terminate)
+    assert (code, codes) == (143, [143, 143])
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--workers", "0", "--", "train"], "--workers 0 is out of range"),
+        (["--workers", "2", "--", "evaluate"], "launch starts trainings"),
+        (["--workers", "2"], "launch starts trainings"),
+    ],
+)
+def test_what_cannot_be_launched(argv, message):
+    with pytest.raises(UserError, match=message):
+        launch.main(argv)
