@@ -50,7 +50,8 @@ def examples_of_weights(command: str) -> str:
 
 def make_parser(command: str) -> argparse.ArgumentParser:
     """The parser of a command."""
-    parser = importlib.import_module(f"resnet_tf.cli.{command.replace('-', '_')}").make_parser()
+    module = importlib.import_module(f"resnet_tf.cli.{command.replace('-', '_')}")
+    parser = (getattr(module, "make_parser", None) or module._make_parser)()
     assert isinstance(parser, argparse.ArgumentParser)
     return parser
 
