@@ -137,6 +137,7 @@ def test_the_card_says_what_is_known(entry, folder, finished_run):
     path = folder / "resnet8_v2-shapes.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data_source": "JPEG copy"}))
     assert "went through JPEG once" in tool.card()
+    assert "| recipe | `he2016`, batch_size=16, iterations=12, warmup_iterations=1, 12 iterations, seed 0 |" in text
 
 
 def test_the_committed_card_comes_from_the_committed_weights():

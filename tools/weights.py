@@ -11,7 +11,7 @@ from typing import Any
 from resnet_tf import shipped
 from resnet_tf.cli.command import exit_code_of, load_tensorflow
 from resnet_tf.cli.evaluate import model_path, read_sidecar
-from resnet_tf.cli.records import shortcut_of, train_command
+from resnet_tf.cli.records import changes_of, shortcut_of, train_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
 from resnet_tf.training.run_folder import RunFolder
@@ -30,11 +30,11 @@ pixels (0–255, 32 × 32) and return logits."""
 
 _LIMITS = """\
 **Limits.** The network knows ten kinds of things in pictures of 32 × 32 pixels, and puts every other picture into one
-of them too; its probabilities are not calibrated. {data}The test images were read once, by the report of the finished
-run; the last step was taken, not the best one. Nothing is known of its behaviour on other pictures."""
+of them too; its probabilities are not calibrated. The test images were read once, by the report of the finished run;
+the last step was taken, not the best one. Nothing is known of its behaviour on other pictures."""
 _JPEG = """\
-It was trained and tested on a copy of CIFAR-10 whose images went through JPEG once (quality 75): its accuracy is some
-points below that of such a network on the original, and is not comparable with published ones. """
+**Data.** Training and test images are those of a copy of CIFAR-10 that went through JPEG once (quality 75): the
+accuracy is some points below that of such a network on the original, and is not comparable with published ones."""
 
 
 def ship(run: Path) -> shipped.Entry:
@@ -63,6 +63,7 @@ def ship(run: Path) -> shipped.Entry:
         },
         "training": {
             "command": train_command(settings),
+            "changes": list(changes_of(settings)),
             "seed": settings["seed"],
             "precision": settings["precision"],
             "iterations": report["iterations"],
@@ -123,12 +124,13 @@ def _describe(entry: shipped.Entry) -> str:
     about = entry.about
     training, test, builder = about["training"], about["metrics"]["test"], about["builder"]
     correct = round(test["top1"] * test["images"])
+    recipe = ", ".join([f"`{about['recipe']['name']}`", *training["changes"]])
     rows: list[tuple[str, str]] = [
         ("network", f"{entry.network}, {about['parameters']:,} parameters"),
         ("built with", ", ".join(f"{key}={value!r}" for key, value in builder.items())),
         ("data", f"{about['dataset']}, {about['data_source']}"),
         ("split", f"{training['train_images']:,} to train on, {training['validation_images']:,} to validate on"),
-        ("recipe", f"`{about['recipe']['name']}`, {training['iterations']:,} iterations, seed {training['seed']}"),
+        ("recipe", f"{recipe}, {training['iterations']:,} iterations, seed {training['seed']}"),
         ("precision", f"{training['precision']} in training; the file is float32"),
         ("test accuracy", f"{100 * test['top1']:.2f} % ({correct:,} of {test['images']:,} images), last step"),
         ("test loss, top-5", f"{test['loss']:.4f}, {100 * test['top5']:.2f} %"),
@@ -139,7 +141,7 @@ def _describe(entry: shipped.Entry) -> str:
     shares = zip(about["class_names"], test["per_class"], strict=True)
     classes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
     table = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
-    limits = _LIMITS.format(data=_JPEG if about["data_source"] == "JPEG copy" else "")
+    limits = f"{_JPEG}\n\n{_LIMITS}" if about["data_source"] == "JPEG copy" else _LIMITS
     return f"""## {entry.text}
 
 {table}
