@@ -18,9 +18,12 @@ UNFINISHED, SMOKE = "unfinished", "smoke"
 
 # How a run was computed, which leaves its result the same but for rounding.
 _TECHNICAL = ("threads", "evaluate_every", "steps_per_call", "jit_compile", "deterministic")
+# And what follows from the other settings.
+_NOT_DECIDING = (*_TECHNICAL, "recipe.shortcut", "data.mean", "data.std")
 _FLAGS = {"evaluate_every": "eval-every"}
-# Fields of a recipe that have a column of their own, or none.
-_ELSEWHERE = ("name", "about", "shortcut", "validation_size")
+# What has a column of its own, or none.
+_ELSEWHERE = ("name", "about", "shortcut", "validation_size", "augment_sha256")
+_NO_FLAG = ("recipe.name", "recipe.shortcut", "augment_sha256")
 
 
 def run_folders(place: Path) -> list[Path]:
@@ -39,7 +42,7 @@ def unfinished_folders(place: Path) -> list[Path]:
 
 def normal(settings: dict[str, Any]) -> dict[str, Any]:
     """What decides the result of a run, in one form for runs of all versions of this package; with the seed."""
-    kept = {key: value for key, value in (LATER | settings).items() if key not in (*_TECHNICAL, "recipe.shortcut")}
+    kept = {key: value for key, value in (LATER | settings).items() if key not in _NOT_DECIDING}
     kept["builder.shortcut"] = shortcut_of(settings)
     return {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in kept.items()}
 
@@ -136,7 +139,7 @@ def train_command(settings: dict[str, Any], *, full: bool = False) -> str:
     usual = _without_flags(settings["recipe.name"])
     length = ("recipe.iterations", "recipe.epochs", "recipe.warmup_iterations", "evaluate_every")
     for key, value in settings.items():
-        if key not in usual or key in ("recipe.name", "recipe.shortcut") or value == usual[key] or value is None:
+        if key not in usual or key in _NO_FLAG or value == usual[key] or value is None:
             continue
         if not (full and key in length):
             flags += _flag(key, value)
