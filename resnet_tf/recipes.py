@@ -213,8 +213,8 @@ def scaled(recipe: Recipe, batch_size: int, start: float | None = None) -> Recip
     stay as they are.
     """
     changes: dict[str, Any] = {"learning_rate": recipe.learning_rate * batch_size / recipe.batch_size}
-    if recipe.warmup == "linear" and start is None:
-        changes["warmup_learning_rate"] = recipe.learning_rate
+    if recipe.warmup == "linear":
+        changes["warmup_learning_rate"] = recipe.learning_rate if start is None else start
     return override(recipe, batch_size=batch_size, **changes)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from resnet_tf.cli import job
+from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train import main
+from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
 
@@ -64,3 +66,16 @@ def test_values_out_of_range(changes):
 def test_other_fields_are_another_run(finished_run):
     with pytest.raises(UserError, match=r'recipe\.optimizer is "sgd" there, "adam" here'):
         main([*finished_run[1], "--optimizer", "adam"])
+
+
+def asked(*flags):
+    return parse_request(make_parser().parse_args(["--model", "resnet8_v1", *flags])).recipe
+
+
+def test_scaling_the_learning_rate_from_the_command_line():
+    assert asked("--batch-size", "512").learning_rate == 0.1
+    assert asked("--batch-size", "512", "--scale-learning-rate").learning_rate == 0.4
+    flags = ("--batch-size", "256", "--scale-learning-rate", "--warmup", "linear", "--warmup-iterations", "9")
+    recipe = asked(*flags, "--learning-rate", "0.3")
+    assert (recipe.batch_size, recipe.learning_rate, recipe.warmup_learning_rate) == (256, 0.6, 0.3)
+    assert asked(*flags, "--warmup-learning-rate", "0.01").warmup_learning_rate == 0.01

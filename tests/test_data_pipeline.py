@@ -258,3 +258,42 @@ def test_negative_steps_are_refused():
 def test_arrays_that_do_not_fit_are_refused(images, labels):
     with pytest.raises(ValueError, match="must be"):
         ArraySource(images, labels)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_shares_of_all_processes_are_the_batch(count):
+    whole = Batches(random_source(), PadCropFlip(), batch_size=32, seed=3)
+    shares = [Batches(random_source(), PadCropFlip(), batch_size=32, seed=3, share=(i, count)) for i in range(count)]
+    for step in (0, 5, 6, 11):  # the first and last of two epochs
+        parts = [share.batch(step) for share in shares]
+        assert {len(labels) for _, labels in parts} == {32 // count}
+        assert_same_batches([tuple(map(np.concatenate, zip(*parts, strict=True)))], [whole.batch(step)])
+    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
+
+
+def test_a_share_is_read_and_augmented_alone():
+    class Counting(ArraySource):
+        def image(self, index):
+            read.append(index)
+            return super().image(index)
+
+    read = []
+    source = random_source()
+    batches = Batches(Counting(source.images, source.labels), PadCropFlip(), batch_size=32, seed=0, share=(1, 4))
+    _, labels = batches.batch(0)
+    assert read == labels.tolist()
+    assert len(read) == 8
+
+
+def test_each_part_of_a_batch_is_shared():
+    """Two parts of 6 for three processes: rows 0, 1 and 6, 7 are the first one's."""
+    whole = Batches(random_source(), PadCropFlip(), batch_size=12, seed=0).batch(0)
+    for index in range(3):
+        shared = Batches(random_source(), PadCropFlip(), batch_size=12, seed=0, share=(index, 3), parts=2).batch(0)
+        rows = [2 * index, 2 * index + 1, 6 + 2 * index, 7 + 2 * index]
+        assert_same_batches([shared], [(whole[0][rows], whole[1][rows])])
+
+
+def test_a_batch_that_cannot_be_shared_evenly():
+    with pytest.raises(UserError, match="the batch size 32 cannot be shared evenly; give a multiple of 6"):
+        Batches(random_source(), PadCropFlip(), batch_size=32, seed=0, share=(0, 3), parts=2)

@@ -317,3 +317,11 @@ def test_wrong_arguments():
     for other in (layers.Dense(2), keras.Sequential([layers.Dense(2)])):
         with pytest.raises(ValueError, match="functional or built sequential"):
             fused_view(other)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_synchronised_view_of_one_device_computes_what_the_model_does(version):
+    model = some_network(version)
+    view = fused_view(model, sync_bn=True)
+    assert_same_pass(view, model, some_images(model))
+    assert not any(getattr(layer, "synchronized", False) for layer in model.layers)

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override
+from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override, scaled
 
 
 def test_the_recipes():
@@ -132,3 +132,13 @@ def test_what_goes_by_the_validation_accuracy_needs_images_for_it(changes):
 def test_an_unknown_recipe():
     with pytest.raises(UserError, match="recipe 'he2017' is not known; allowed: he2015, he2016, tutorial"):
         get_recipe("he2017")
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    """1706.02677, section 2.1: k times the batch, k times the rate; the warm-up of section 2.2 starts low."""
+    recipe = scaled(get_recipe("he2015"), 1_024)
+    assert (recipe.batch_size, recipe.learning_rate) == (1_024, 0.8)
+    warm = override(get_recipe("he2015"), warmup="linear", warmup_iterations=200, learning_rate=0.2)
+    assert (scaled(warm, 512).learning_rate, scaled(warm, 512).warmup_learning_rate) == (0.8, 0.2)
+    assert scaled(warm, 512, start=0.05).warmup_learning_rate == 0.05
+    assert scaled(warm, 64).learning_rate == 0.1

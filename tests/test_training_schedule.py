@@ -159,3 +159,11 @@ def test_another_rate_from_the_switch_on():
     schedule = Schedule(recipe, 100, 30, 0.02)
     assert [schedule.learning_rate(step) for step in (0, 29, 30, 49, 50, 75)] == [0.1, 0.1, 0.02, 0.02, 0.002, 0.0002]
     assert Schedule(recipe, 100, 30).learning_rate(30) == 0.1
+
+
+def test_a_linear_warm_up_grows_in_equal_steps():
+    """1706.02677, section 2.2: from 0.1 to 0.4 (batch 512 for 128), where the schedule takes over."""
+    changes = {"iterations": 1_000, "learning_rate": 0.4, "warmup_learning_rate": 0.1, "warmup_iterations": 100}
+    schedule = schedule_of("he2015", warmup="linear", **changes)
+    assert rates(schedule, 0, 1, 50, 99, 100, 499, 500) == [0.1, 0.103, 0.25, 0.397, 0.4, 0.4, 0.04]
+    assert not schedule.needs_batches

@@ -123,9 +123,11 @@ class Group:
     def _blame(self, index: int) -> int:
         code, output = self._workers[index].returncode, self._outputs[index]
         what = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        # One that was killed has said nothing of it.
+        last = "" if output is None or code < 0 else _tail(output)
         print(
             f"resnet-tf launch: worker {index} {what} and the others were ended; "
-            f"the same command goes on from the last checkpoint{'' if output is None else _tail(output)}",
+            f"the same command goes on from the last checkpoint{last}",
             file=sys.stderr,
             flush=True,
         )

@@ -80,6 +80,7 @@ def finish(job: "Job", folder: RunFolder, settings: dict[str, Any]) -> dict[str,
             "training": _course(training.rows),
             "test": _test(final, material),
             "device": job.device.about,
+            **({} if job.replicas.strategy is None else {"replicas": job.replicas.about}),
             "versions": versions(),
         }
         save_model(job, final, {"test": report["test"]})

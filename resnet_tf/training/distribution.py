@@ -44,10 +44,7 @@ class Replicas:
     @property
     def about(self) -> str:
         """In a few words, who shares the work."""
-        if self.strategy is None:
-            return "one device"
-        name = type(self.strategy).__name__
-        return f"{name}, {self.workers} worker(s) of {self.local} replica(s) each"
+        return f"{self.count} replicas in {self.workers} process{'es' if self.workers > 1 else ''}"
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Where variables are made that all replicas have."""

@@ -157,10 +157,8 @@ def main() -> None:
     pair = make_replicas("mirrored", "cpu", 2)
     found: dict[str, object] = {"replicas": pair.count, "large_mean": large_mean(pair)}
     found["sync"] = difference(pair, 20, rate=0.001)
-    found["nesterov_ema"] = difference(pair, 3, nesterov=True, ema=0.9)
-    found["accumulated"] = difference(pair, 3, accumulate=2)
-    found["clipped"] = difference(pair, 3, clip_norm=0.5)
-    found["adamw"] = difference(pair, 2, rate=1e-4, optimizer="adamw")
+    found["nesterov, clipped, averaged"] = difference(pair, 3, nesterov=True, clip_norm=0.5, ema=0.9)
+    found["adamw, accumulated"] = difference(pair, 2, rate=1e-4, optimizer="adamw", accumulate=2)
     found["float16"] = difference(pair, 2, policy="mixed_float16")
     own = Run(pair)
     found["halves"] = halves(own)
