@@ -59,8 +59,8 @@ def test_python_code_runs(path, code, tmp_path, monkeypatch):
 def test_every_fenced_block_is_of_a_known_kind():
     for path in DOCUMENTS:
         kinds = re.findall(r"^```(\w*)\n.*?^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-        # `text` is for signatures.
-        assert set(kinds) <= {"python", "sh", "text"}, path
+        # `text` is for signatures; of a `yaml` file the commands in it are looked at.
+        assert set(kinds) <= {"python", "sh", "text", "yaml"}, path
 
 
 # Commands of a shell that the documents may show without their being tried.
@@ -70,9 +70,15 @@ RUN = {"evaluate", "predict", "compare", "summary", "export"}
 
 
 def commands_in(code):
-    """The commands of a block: comments left out, chains taken apart."""
-    lines = [shlex.split(line, comments=True) for line in code.splitlines()]
-    for words in filter(None, lines):
+    """The commands of a block: comments and gaps left out, chains taken apart; of a script only ours."""
+    if code.startswith(("#!", "apiVersion")):
+        code = "\n".join(re.findall(r"resnet-tf [^\n']*", code))
+    for line in code.splitlines():
+        words = [word for word in shlex.split(line, comments=True) if word != "…"]
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if not words:
+            continue
         while "&&" in words:
             yield words[: words.index("&&")]
             words = words[words.index("&&") + 1 :]
@@ -103,7 +109,7 @@ def workplace(tmp_path, monkeypatch, finished_run, small_data, shapes):
     return tmp_path
 
 
-@pytest.mark.parametrize(("path", "code"), blocks("sh"))
+@pytest.mark.parametrize(("path", "code"), [*blocks("sh"), *blocks("yaml")])
 def test_shell_commands_work(path, code, workplace, monkeypatch):
     for words in commands_in(code):
         check_command(words, run=True)
@@ -112,8 +118,7 @@ def test_shell_commands_work(path, code, workplace, monkeypatch):
 @pytest.mark.parametrize("code", list(inline_commands()))
 def test_commands_in_the_text_are_understood(code):
     for words in commands_in(code):
-        if not {"…", "COMMAND"} & set(words):
-            check_command(words, run=False)
+        check_command(words, run=False)
 
 
 def check_command(words, run):
@@ -143,13 +148,16 @@ def check_ours(command, flags, run):
         part for flag in flags for part in ([str(p) for p in sorted(Path().glob(flag))] if "*" in flag else [flag])
     ]
     arguments = make_parser(command).parse_args(shown or flags)
+    behind = flags[flags.index("--") + 1 :] if "--" in flags else []
+    if command == "launch":
+        check_ours(behind[0], behind[1:], run=False)
     if command == "train":
         parse_request(arguments)
     if command == "reproduce" and run and not (arguments.markdown or arguments.collect):
         places = ["--plan", "--results", "nowhere", "--dataset", "shapes"]
-        behind = flags.index("--") if "--" in flags else len(flags)
-        chosen = [flag for flag in flags[:behind] if flag not in ("--data-dir", "DIR", "--plan")]
-        assert resnet_tf([command, *chosen, *places, *flags[behind:]]) == 0
+        before = flags[: len(flags) - len(behind)]
+        chosen = [flag for flag in before if flag not in ("--data-dir", "DIR", "--plan", "--")]
+        assert resnet_tf([command, *chosen, *places, "--", *behind]) == 0
     elif run and command in RUN and needs_nothing_more(command, arguments):
         assert resnet_tf([command, *shown]) == 0
 
