@@ -90,7 +90,7 @@ def is_entry_name(weights: object) -> bool:
         isinstance(weights, str)
         and re.fullmatch(_WORD, weights) is not None
         and weights != "imagenet"
-        and not Path(weights).exists()
+        and not Path(weights).is_file()  # a folder of that name may hold the data
     )
 
 

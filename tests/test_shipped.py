@@ -106,8 +106,10 @@ def test_training_from_them(entry, tmp_path, small_data):
     assert report["settings"]["weights.sha256"] == shipped.entries()[entry].about["sha256"]
 
 
-def test_a_file_of_that_name_goes_first(entry, tmp_path, monkeypatch):
+def test_a_file_of_that_name_goes_first_but_no_folder(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    assert build_model("resnet8_v2", weights="shapes").output_shape == (None, 10)
     build_model("resnet8_v2", classes=5).save(tmp_path / "model.keras")
     (tmp_path / "model.keras").rename(tmp_path / entry)
     with pytest.raises(UserError, match=r"is no \.keras file"):
