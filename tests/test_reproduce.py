@@ -142,6 +142,19 @@ def test_runs_of_older_versions_belong_to_those_of_this_one(tmp_path):
     assert row["seeds"] == "[0](new), [1](old)"
 
 
+def test_a_batch_that_was_shared_is_another_run_unless_statistics_were_shared_too(tmp_path):
+    for name, flags in (("one", ()), ("shared", ()), ("synchronised", ("--sync-bn",))):
+        fake_run(tmp_path / name, 0.9, "--model", "resnet20_v2", *flags)
+        if name != "one":
+            report = json.loads((tmp_path / name / "report.json").read_text())
+            (tmp_path / name / "report.json").write_text(json.dumps({**report, "replicas": "2 replicas"}))
+    one, shared, synchronised = results_in(tmp_path)
+    assert (one.changes, shared.changes, synchronised.changes) == ((), ("2 replicas",), ("sync_bn",))
+    assert one.papers_recipe
+    assert not shared.papers_recipe
+    assert one.settings != shared.settings
+
+
 def test_what_chance_does():
     # By hand: 2 * sqrt(2 * 13.95 * 86.05 / 10000 + 2 * 0.16**2) and, of four seeds, 0.16**2 / 2.
     assert chance_of(13.95, 13.95, 10_000, 1, 0.16) == pytest.approx(1.07940, abs=1e-5)

@@ -76,12 +76,16 @@ def read_result(folder: Path, page: Path) -> Result | None:
     if settings is None or report is None or not report.get("test"):
         return None
     network, changes = settings["model"], changes_of(settings)
+    decisive = {key: value for key, value in normal(settings).items() if key != "seed"}
+    if "replicas" in report and not settings.get("sync_bn"):
+        # Each normalises its own share of the batch, so that their number decides the result.
+        decisive["replicas"], changes = report["replicas"], (*changes, report["replicas"])
     best = (report.get("best") or {}).get("test")
     own = network in list_models() and shortcut_of(settings) == own_shortcut(network)
     place = folder.relative_to(page) if folder.is_relative_to(page) else folder
     return Result(
         place=place.as_posix(),
-        settings={key: value for key, value in normal(settings).items() if key != "seed"},
+        settings=decisive,
         network=network,
         shortcut=shortcut_of(settings),
         own=own and not any(change.startswith(("width", "use_bias")) for change in changes),
