@@ -206,16 +206,18 @@ def check_validation(recipe: Recipe, images: int) -> None:
         )
 
 
-def scaled(recipe: Recipe, batch_size: int, start: float | None = None) -> Recipe:
-    """The recipe for batches of `batch_size`, which its learning rate grows with (1706.02677, section 2.1).
+def scaled(recipe: Recipe, usual: int, start: float | None = None) -> Recipe:
+    """The recipe with a learning rate for batches of `usual` images made one for its own (1706.02677, section 2.1).
 
     A "linear" warm-up begins at `start`, or where that is None at the learning rate as it was; lengths in iterations
     stay as they are.
     """
-    changes: dict[str, Any] = {"learning_rate": recipe.learning_rate * batch_size / recipe.batch_size}
-    if recipe.warmup == "linear":
-        changes["warmup_learning_rate"] = recipe.learning_rate if start is None else start
-    return override(recipe, batch_size=batch_size, **changes)
+    rate = recipe.learning_rate * recipe.batch_size / usual
+    # 0.1 for three times the images is 0.3, not 0.30000000000000004.
+    changes: dict[str, Any] = {"learning_rate": float(f"{rate:.12g}")}
+    if recipe.warmup == "linear" and start is None:
+        changes["warmup_learning_rate"] = recipe.learning_rate
+    return override(recipe, **changes)
 
 
 def _check(recipe: Recipe) -> None:

@@ -3,8 +3,10 @@ import math
 
 import pytest
 
+from resnet_tf.cli.request import parse_request
+from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override, scaled
+from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override
 
 
 def test_the_recipes():
@@ -115,6 +117,27 @@ def test_values_out_of_range(changes, message):
         override(get_recipe("he2015"), **changes)
 
 
+def recipe_of(*flags):
+    return parse_request(make_parser().parse_args(["--recipe", "he2015", *flags])).recipe
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    # 1706.02677: 0.1 for 256 images, 3.2 for 8,192; here 0.1 for 128.
+    assert recipe_of("--scale-learning-rate", "--batch-size", "4096").learning_rate == 3.2
+    assert recipe_of("--scale-learning-rate", "--batch-size", "64", "--learning-rate", "0.4").learning_rate == 0.2
+    assert recipe_of("--scale-learning-rate").learning_rate == 0.1
+    parts = recipe_of("--scale-learning-rate", "--batch-size", "384", "--accumulate", "3")  # 3 does not divide 128
+    assert (parts.batch_size, parts.accumulate, parts.learning_rate) == (384, 3, 0.3)
+
+
+def test_a_linear_warmup_begins_at_the_unscaled_learning_rate():
+    flags = ("--scale-learning-rate", "--batch-size", "512", "--warmup", "linear", "--warmup-iterations", "10")
+    assert recipe_of(*flags).warmup_learning_rate == 0.1
+    assert recipe_of(*flags, "--warmup-learning-rate", "0.02").warmup_learning_rate == 0.02
+    constant = recipe_of("--scale-learning-rate", "--batch-size", "512", "--recipe", "he2016")
+    assert (constant.warmup, constant.warmup_learning_rate, constant.learning_rate) == ("iterations", 0.01, 0.4)
+
+
 def test_a_plateau_on_the_loss_needs_no_validation_images():
     recipe = override(get_recipe("he2015"), schedule="plateau", monitor="minibatch-loss", validation_size=0)
     assert recipe.schedule == "plateau"
@@ -132,13 +155,3 @@ def test_what_goes_by_the_validation_accuracy_needs_images_for_it(changes):
 def test_an_unknown_recipe():
     with pytest.raises(UserError, match="recipe 'he2017' is not known; allowed: he2015, he2016, tutorial"):
         get_recipe("he2017")
-
-
-def test_the_learning_rate_grows_with_the_batch():
-    """1706.02677, section 2.1: k times the batch, k times the rate; the warm-up of section 2.2 starts low."""
-    recipe = scaled(get_recipe("he2015"), 1_024)
-    assert (recipe.batch_size, recipe.learning_rate) == (1_024, 0.8)
-    warm = override(get_recipe("he2015"), warmup="linear", warmup_iterations=200, learning_rate=0.2)
-    assert (scaled(warm, 512).learning_rate, scaled(warm, 512).warmup_learning_rate) == (0.8, 0.2)
-    assert scaled(warm, 512, start=0.05).warmup_learning_rate == 0.05
-    assert scaled(warm, 64).learning_rate == 0.1

@@ -186,11 +186,10 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "about", "shortcut"}
     changes = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
     recipe = get_recipe(arguments.recipe or default_recipe(arguments.model))
+    changed = override(recipe, **changes)
     if not arguments.scale_learning_rate:
-        return override(recipe, **changes)
-    batch_size = changes.pop("batch_size", recipe.batch_size)
-    start = changes.get("warmup_learning_rate")
-    return scaled(override(recipe, **changes), batch_size, start)
+        return changed
+    return scaled(changed, recipe.batch_size, changes.get("warmup_learning_rate"))
 
 
 def _checkpoint_interval(text: str | None) -> tuple[int | None, float | None]:
