@@ -115,6 +115,7 @@ def test_functions_of_modules_and_the_framing_of_files(tmp_path, monkeypatch, ow
     [
         ("def shift(image, rng:", "mine.py raised SyntaxError"),
         ("import nothing_of_the_kind", "mine.py raised ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        ("raise SystemExit(3)", "mine.py raised SystemExit: 3"),
         ("def other(image, rng): ...", "mine.py has no function 'shift'; it has other"),
         ("shift = 3", "mine.py has no function 'shift'; it has none"),
         ("def shift(image): ...", "the augmentation shift raised TypeError"),
@@ -146,10 +147,14 @@ def test_what_is_wrong_with_it_is_said_in_one_line_before_anything_is_made(
         ("gone.py:shift", "there is no file gone.py; name it as FILE.py:FUNCTION"),
         ("gone.module:shift", "Python finds no module 'gone.module'"),
         (":shift", "Python finds no module ''"),
+        ("broken_package.module:shift", "importing it raised RuntimeError: not today"),
     ],
 )
 def test_names_of_nothing(tmp_path, monkeypatch, capsys, name, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "__init__.py").write_text("raise RuntimeError('not today')\n")
     assert resnet_tf(["train", *TINY, "--augment", name]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -42,7 +42,7 @@ def load_function(name: str) -> Any:
         module = _run(name)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--augment {name}: {_file(name)} raised {type(error).__name__}: {error}; mend it") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -76,6 +76,8 @@ def _file(name: str) -> Path:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError):
         spec = None
+    except (Exception, SystemExit) as error:  # of the packages around the module
+        raise UserError(f"--augment {name}: importing it raised {type(error).__name__}: {error}; mend it") from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise UserError(f"--augment {name}: Python finds no module {place!r}; give FILE.py:FUNCTION or set PYTHONPATH")
     return Path(spec.origin)
