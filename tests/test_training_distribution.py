@@ -219,6 +219,14 @@ def test_an_error_of_one_worker_is_shown(capfd):
     assert "no such thing" in capfd.readouterr().err
 
 
+def test_a_command_that_is_refused_is_not_to_be_repeated(capfd):
+    code, codes = launched("if index == 1: sys.exit(2)\ntime.sleep(600)")
+    assert (code, codes) == (2, [-signal.SIGTERM, 2])
+    error = capfd.readouterr().err
+    assert "worker 1 ended with code 2 and the others were ended\n" in error
+    assert "goes on" not in error
+
+
 def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
     program = (
         "class Stop(Exception): pass\n"
@@ -248,6 +256,8 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
         (["--workers", "0", "--", "train"], "--workers 0 is out of range"),
         (["--workers", "2", "--", "evaluate"], "launch starts trainings"),
         (["--workers", "2"], "launch starts trainings"),
+        (["--workers", "2", "--", "train", "--strategy=none"], "leave --strategy none out"),
+        (["--workers", "2", "--", "train", "--strategy", "mirrored"], "leave --strategy mirrored out"),
     ],
 )
 def test_what_cannot_be_launched(argv, message):

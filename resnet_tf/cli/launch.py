@@ -21,6 +21,7 @@ LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 _GRACE = 5.0  # seconds that the others get to end by themselves when one has died
 _LOOK = 0.1  # seconds between two looks at them
 _LAST_LINES = 5
+_REFUSED = 2  # exit code of an error of use
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was stopped and is saved
 
 
@@ -42,11 +43,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
     if command[:1] != ["train"]:
         raise UserError("launch starts trainings: resnet-tf launch --workers N -- train …")
-    if "--strategy" not in command:
-        command = [*command, "--strategy", "multiworker"]
-    if not any(part.split("=")[0] == "--threads" for part in command):
-        command = [*command, "--threads", str(max(1, _cores() // arguments.workers))]
-    program = [sys.executable, "-m", "resnet_tf", *command]
+    program = [sys.executable, "-m", "resnet_tf", *_shared(command, arguments.workers)]
     with _outputs(arguments.workers) as outputs, Group(program, outputs) as group:
         return group.wait()
 
@@ -60,6 +57,21 @@ def _make_parser() -> Parser:
     parser.add_argument("--workers", type=int, required=True, help="how many processes")
     parser.add_argument("command", nargs="...", metavar="-- train …", help="the training and its flags")
     return parser
+
+
+def _shared(command: list[str], workers: int) -> list[str]:
+    """The command as each worker gets it.
+
+    Raises:
+        UserError: it asks for a strategy under which they would not share the run.
+    """
+    parser = Parser(prog="resnet-tf launch", add_help=False)
+    parser.add_argument("--strategy", default="multiworker")
+    parser.add_argument("--threads", default=str(max(1, _cores() // workers)))
+    known, others = parser.parse_known_args(command)
+    if known.strategy not in ("auto", "multiworker"):
+        raise UserError(f"launch shares a run by --strategy multiworker; leave --strategy {known.strategy} out")
+    return [*others, "--strategy", "multiworker", "--threads", known.threads]
 
 
 class Group:
@@ -125,9 +137,10 @@ class Group:
         what = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         # One that was killed has said nothing of it.
         last = "" if output is None or code < 0 else _tail(output)
+        # What train has refused, or asks for, it has said itself.
+        then = "" if code == _REFUSED else "; the same command goes on from the last checkpoint"
         print(
-            f"resnet-tf launch: worker {index} {what} and the others were ended; "
-            f"the same command goes on from the last checkpoint{last}",
+            f"resnet-tf launch: worker {index} {what} and the others were ended{then}{last}",
             file=sys.stderr,
             flush=True,
         )
