@@ -141,8 +141,9 @@ def test_drawing_takes_a_small_share_of_the_time(monkeypatch, tmp_path):
         now[0] += 1.0
 
     monkeypatch.setattr(watchers, "save_curves", draw)
-    drawer = watchers.CurveDrawer(tmp_path, 100)
-    for step in range(1, 101):
+    steps = iter(range(1, 101))
+    drawer = watchers.CurveDrawer(tmp_path, lambda: step == 100)
+    for step in steps:
         now[0] += 10.0
         drawer([{"iteration": step}])
     gaps = np.diff(drawn)

@@ -42,10 +42,10 @@ class Watchers:
 class CurveDrawer:
     """Refreshes curves.png and curves.pdf of a run folder."""
 
-    def __init__(self, folder: Path, iterations: int) -> None:
-        """Draw the run in `folder`, whose last update is number `iterations`."""
+    def __init__(self, folder: Path, is_last: Callable[[], bool]) -> None:
+        """Draw the run in `folder`; `is_last` says whether it ends with the evaluation at hand."""
         self._folder = folder
-        self._iterations = iterations
+        self._is_last = is_last
         self._took = 0.0
         self._ended = time.monotonic()
 
@@ -56,7 +56,7 @@ class CurveDrawer:
             OSError: the disk refuses.
         """
         began = time.monotonic()
-        if rows[-1]["iteration"] < self._iterations and began - self._ended < _SHARE * self._took:
+        if not self._is_last() and began - self._ended < _SHARE * self._took:
             return
         save_curves(read_course(self._folder), self._folder)
         self._ended = time.monotonic()
@@ -69,7 +69,7 @@ def make_watchers(job: "Job", folder: Path, say: Callable[[str], None]) -> dict[
     if not job.replicas.is_chief:
         return watchers
     if can_draw():
-        watchers["curves.png"] = CurveDrawer(folder, job.schedule.iterations)
+        watchers["curves.png"] = CurveDrawer(folder, lambda: job.training.ended)
     else:
         say(WITHOUT_PLOTS)
     if job.request.tensorboard_every is not None:

@@ -123,6 +123,11 @@ class Training:
             return False
         return max(accuracies[-self.patience :]) <= max(accuracies[: -self.patience])
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is no update left to make."""
+        return self.step >= self.iterations or self.exhausted
+
     def resume(self) -> bool:
         """Take up the newest whole checkpoint of the folder, if there is one.
 
@@ -149,7 +154,7 @@ class Training:
             UserError: the log of the iterations is shorter than the checkpoint says.
         """
         with StopRequest() as stop:
-            while self.step < self.iterations and not self.exhausted:
+            while not self.ended:
                 try:
                     self._keeper.open_log(self.step)
                     self._run_until_stop(stop)
