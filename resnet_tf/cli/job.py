@@ -131,7 +131,8 @@ class Job:
 
         Raises:
             UserError: the builder refuses an option, there are too few images for a batch or replicas too many to
-                share it, none to validate on where the recipe goes by them, or an optional package is missing.
+                share it, none to validate on where the recipe goes by them, the training ends before it is to
+                unfreeze, or an optional package is missing.
         """
         recipe = request.recipe
         check_validation(recipe, len(material.validation))
@@ -170,9 +171,13 @@ class Job:
             replicas=self.replicas.count,
         )
         self.step, self.steps = self._functions()
-        self.schedule = Schedule(
-            recipe, recipe.length(len(material.train)), request.unfreeze_at, request.unfreeze_learning_rate
-        )
+        length = recipe.length(len(material.train))
+        if request.unfreeze_at is not None and request.unfreeze_at >= length:
+            raise UserError(
+                f"--unfreeze-at {request.unfreeze_at} is not before the end of the training, which has {length} "
+                "iterations; give a smaller number, or leave it out"
+            )
+        self.schedule = Schedule(recipe, length, request.unfreeze_at, request.unfreeze_learning_rate)
 
     def _functions(self) -> tuple[TrainStep, TrainStep]:
         """One update of what trains now, and several in one call."""
