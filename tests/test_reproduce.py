@@ -336,6 +336,7 @@ def test_what_is_unfinished_is_gone_on_with(tiny, tmp_path):
     [
         (("--nets", "resnet21_v1"), "model='resnet21_v1' is not known"),
         (("--nets", "resnet20_v1,resnet20_v1"), "--nets names no network, or one twice"),
+        (("--seeds", "1,0,1"), "--seeds 1,0,1 names a seed twice"),
         (("--recipe", "paper"), "recipe 'paper' is not known"),
         (("--", "--seed", "1"), "--seed does not go behind --"),
         (("--markdown", "--results", "nowhere"), "--results nowhere does not exist"),
@@ -347,6 +348,40 @@ def test_what_cannot_be_is_said(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         reproduce.main(list(argv))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("settings.json", "{}", "settings.json lacks data.fingerprint, data.source, dataset, model"),
+        ("settings.json", "[1", "settings.json cannot be read"),
+        ("report.json", '{"test": {"top1": 1}}', "report.json lacks device, iterations, parameters"),
+    ],
+)
+def test_a_folder_that_train_has_not_written_is_named(tmp_path, name, text, message):
+    run = fake_run(tmp_path / "results" / "run", 0.9)
+    (run / name).write_text(text)
+    for argv in (["--markdown", "--results", str(run.parent)], ["--collect", str(run), "--results", str(tmp_path)]):
+        with pytest.raises(UserError, match=message):
+            reproduce.main(argv)
+    assert not list(tmp_path.glob("resnet*"))
+
+
+def test_what_has_no_command_is_not_half_collected(tmp_path):
+    run = fake_run(tmp_path / "run", 0.9)
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"model": "mine"}))
+    with pytest.raises(UserError, match="'mine' is not known"):
+        collect(run, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_name_stays_in_the_folder(tmp_path):
+    run = fake_run(tmp_path / "run", 0.9)
+    for name in ("../elsewhere", "..", ".", "a/b", str(tmp_path / "x")):
+        with pytest.raises(UserError, match="is no name of a folder; say where it is to be with --results"):
+            collect(run, tmp_path / "deep" / "results", name)
+    assert not (tmp_path / "deep").exists()
 
 
 def test_another_run_is_not_overwritten(tmp_path):

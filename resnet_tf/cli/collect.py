@@ -2,10 +2,9 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from resnet_tf.cli.courses import read_course
-from resnet_tf.cli.records import UNFINISHED, folder_name, train_command
+from resnet_tf.cli.records import UNFINISHED, folder_name, read_run, train_command
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.canvas import can_draw, save
 from resnet_tf.evaluation.curves import draw_curves
@@ -32,14 +31,18 @@ def collect(run: Path, place: Path, name: str | None = None) -> Path:
         The folder.
 
     Raises:
-        UserError: `run` is none, has nothing to keep yet, or the folder holds another run.
+        UserError: `run` is none, has nothing to keep yet, or is of settings that no flags ask for, `name` is no
+            name, or the folder holds another run.
     """
-    folder = RunFolder(run)
-    settings = folder.settings() if run.is_dir() else None
-    if settings is None:
+    found = read_run(run)
+    if found is None:
         raise UserError(f"{run} holds no run; name the folder that train wrote (--run-dir)")
+    settings, report = found
+    command = train_command(settings)
+    if name is not None and (name == ".." or name != Path(name).name):
+        raise UserError(f"--name {name} is no name of a folder; say where it is to be with --results")
     name = name or folder_name(settings)
-    finished = folder.report() is not None
+    finished = report is not None
     target = place / name if finished else place / UNFINISHED / name
     if target.exists() and RunFolder(target).settings() != settings:
         raise UserError(f"{target} holds a run of other settings; give another --name")
@@ -52,17 +55,12 @@ def collect(run: Path, place: Path, name: str | None = None) -> Path:
                 _copy(run / file, target / file)
         if finished and not (target / "curves.png").exists() and can_draw():
             save(draw_curves(read_course(run)), target / "curves.png")
-        write_text(target / "command.txt", _command(settings, target if not finished else None) + "\n")
+        write_text(target / "command.txt", f"{command if finished else f'{command} --run-dir runs/{name}'}\n")
         if finished and (place / UNFINISHED / name).is_dir():
             shutil.rmtree(place / UNFINISHED / name)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}); make room and try again") from error
     return target
-
-
-def _command(settings: dict[str, Any], unfinished: Path | None) -> str:
-    command = train_command(settings)
-    return command if unfinished is None else f"{command} --run-dir runs/{unfinished.name}"
 
 
 def _copy_checkpoint(run: Path, target: Path) -> None:

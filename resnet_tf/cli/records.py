@@ -24,6 +24,14 @@ _FLAGS = {"evaluate_every": "eval-every"}
 # What has a column of its own, or none.
 _ELSEWHERE = ("name", "about", "shortcut", "validation_size", "augment_sha256")
 _NO_FLAG = ("recipe.name", "recipe.shortcut", "augment_sha256")
+# What every run has written.
+_OF_SETTINGS = {"model", "dataset", "seed", "recipe.name", "recipe.iterations", "recipe.validation_size"}
+_OF_SETTINGS |= {"data.source", "data.fingerprint", "precision", "threads"}
+_OF_REPORT = {"settings", "parameters", "iterations", "train_images", "validation_images", "training", "test"}
+_OF_REPORT |= {"device", "versions"}
+
+Settings = dict[str, Any]
+Report = dict[str, Any]
 
 
 def run_folders(place: Path) -> list[Path]:
@@ -38,6 +46,25 @@ def run_folders(place: Path) -> list[Path]:
 def unfinished_folders(place: Path) -> list[Path]:
     """Folders of unfinished runs that lie in `place` to be gone on with."""
     return sorted(path.parent for path in (place / UNFINISHED).glob(f"*/{SETTINGS}"))
+
+
+def read_run(folder: Path) -> tuple[Settings, Report | None] | None:
+    """Settings and report of a run, the latter None of an unfinished one; None where the folder holds no run.
+
+    Raises:
+        UserError: a file is damaged, or is not what `train` writes.
+    """
+    if not (folder / SETTINGS).is_file():
+        return None
+    settings, report = RunFolder(folder).settings() or {}, RunFolder(folder).report()
+    for name, found, needed in ((SETTINGS, settings, _OF_SETTINGS), (REPORT, report, _OF_REPORT)):
+        missing = sorted(needed - found.keys()) if found is not None else []
+        if missing:
+            raise UserError(
+                f"{folder / name} lacks {', '.join(missing)}: no run of train, or a damaged one; copy it again, or "
+                "move it away"
+            )
+    return settings, report
 
 
 def normal(settings: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +99,8 @@ def read_result(folder: Path, page: Path) -> Result | None:
     Raises:
         UserError: a file of the run is damaged.
     """
-    settings, report = RunFolder(folder).settings(), RunFolder(folder).report()
-    if settings is None or report is None or not report.get("test"):
+    settings, report = read_run(folder) or ({}, None)
+    if report is None or not report["test"]:
         return None
     network, changes = settings["model"], changes_of(settings)
     decisive = {key: value for key, value in normal(settings).items() if key != "seed"}
@@ -117,8 +144,8 @@ def read_results(folders: Sequence[Path], page: Path) -> list[Result]:
 
 def answers(folder: Path, request: Request, fingerprint: str) -> bool:
     """Whether the run in a folder is the one that a request asks for, on the same data."""
-    settings = RunFolder(folder).settings()
-    if settings is None or settings["data.fingerprint"] != fingerprint:
+    settings, _ = read_run(folder) or ({}, None)
+    if settings.get("data.fingerprint") != fingerprint:
         return False
     asked = normal(request.settings())
     if request.precision != "auto":

@@ -157,6 +157,8 @@ def _plan(arguments: Any, place: Path) -> list[Wanted]:
             raise UserError(f"{flag} does not go behind --: reproduce sets it itself; see resnet-tf reproduce --help")
     if not arguments.nets or len(set(arguments.nets)) < len(arguments.nets):
         raise UserError("--nets names no network, or one twice; give each once, such as resnet20_v1,resnet20_v2")
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
     check_name(arguments.dataset, arguments.data_dir)
     asked = [(net, seed) for net in arguments.nets for seed in arguments.seeds]
     made = [_request(arguments, net, seed, flags) for net, seed in asked]
