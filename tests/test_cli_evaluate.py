@@ -42,6 +42,16 @@ def test_the_best_of_a_run_and_a_file_of_it(finished_run):
     assert without_rate(main([str(folder / "best.keras")])) == best
 
 
+def test_a_disk_that_refuses_the_numbers(finished_run, tmp_path, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resnet_tf.cli.evaluate.write_json", full)
+    assert resnet_tf(["evaluate", str(finished_run[0]), "--json", str(tmp_path / "x.json")]) == 2
+    error = capsys.readouterr().err
+    assert "x.json cannot be written ([Errno 28] No space left on device); give another file" in error
+
+
 @pytest.mark.parametrize("batch_size", ["7", "40", "1000"])
 def test_the_batch_size_does_not_matter(finished_run, batch_size):
     folder, _, report = finished_run

@@ -225,6 +225,19 @@ def test_the_command(brightest_channel, tmp_path, capsys):
     assert result["unreadable"] == []
 
 
+def test_a_disk_that_refuses_the_predictions(brightest_channel, tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    write(tmp_path / "blue.png", np.full((50, 70, 3), BLUE, np.uint8))
+    monkeypatch.setattr("resnet_tf.cli.predict.write_text", full)
+    csv_file = str(tmp_path / "out.csv")
+    assert main(["predict", str(brightest_channel), str(tmp_path / "blue.png"), "--csv", csv_file]) == 2
+    printed = capsys.readouterr()
+    assert "blue 0.576" in printed.out
+    assert "the predictions cannot be written ([Errno 28] No space left on device)" in printed.err
+
+
 def test_unreadable_files_are_named_skipped_and_counted(brightest_channel, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     cut = write(tmp_path / "cut.jpg", np.full((30, 30, 3), RED, np.uint8))

@@ -91,7 +91,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     print(f"{arguments.model} on the test set of {dataset} ({tests.source})")
     print(describe(result, tests.class_names))
     if arguments.json:
-        write_json(Path(arguments.json), result)
+        try:
+            write_json(Path(arguments.json), result)
+        except OSError as error:
+            raise UserError(f"--json {arguments.json} cannot be written ({error}); give another file") from error
     if arguments.report:
         write_report_of(path, tests, np.concatenate(probabilities), result, Path(arguments.report), arguments.examples)
     return result

@@ -78,10 +78,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     load_tensorflow()
     model, sidecar = open_classifier(arguments.model)
     result = classify(model, sidecar, paths, arguments)
-    if arguments.csv:
-        write_text(Path(arguments.csv), as_csv(result))
-    if arguments.json:
-        write_json(Path(arguments.json), result)
+    try:
+        if arguments.csv:
+            write_text(Path(arguments.csv), as_csv(result))
+        if arguments.json:
+            write_json(Path(arguments.json), result)
+    except OSError as error:
+        raise UserError(f"the predictions cannot be written ({error}); give another file") from error
     if not result["unreadable"]:
         return result
     count = len(result["unreadable"])
