@@ -67,6 +67,7 @@ class Recipe:
         ema: decay of the exponential moving average of the weights that is validated and saved in their place, or
             None; in the first updates it is lower, (1 + t) / (10 + t) after t of them.
         early_stopping: evaluations without a gain of validation accuracy after which the training ends; 0 for never.
+            Where everything trains from some iteration on, they count from there.
         validation_size: part of the training images kept for validation: a fraction below 1,
             or a count; 0 trains on all.
         pad: pixels of padding before the random crop.

@@ -519,7 +519,13 @@ def test_it_ends_after_so_many_evaluations_without_a_gain(tmp_path):
         run.training.patience = patience
         run.go()
         ends[patience] = run.training.step
+        assert run.training.ended
     assert ends == {0: 10, 1: 6, 2: 10}
+    # The first of two phases has its end: 0.4 at 6 is the first that counts.
+    run = Run(folder(tmp_path / "phases"))
+    run.training.patience, run.schedule.switch_at = 1, 3
+    run.go()
+    assert run.training.step == 10
     # Started again, it is where it was.
     again = Run(tmp_path / "1")
     again.training.patience = 1

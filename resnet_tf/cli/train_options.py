@@ -16,7 +16,7 @@ AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 _RECIPE_HELP = {
     "batch_size": "images a step",
     "iterations": "updates in all; drops and warm-up keep their proportions",
-    "epochs": "length in epochs instead of iterations",
+    "epochs": "length in epochs instead of iterations; a warm-up keeps its iterations",
     "learning_rate": "highest learning rate",
     "drops": "comma-separated fractions of the length, such as 0.5,0.75",
     "validation_size": "part of the training images kept for validation: fraction, or count; 0 trains on all",
@@ -28,7 +28,8 @@ _RECIPE_HELP = {
     "class_weights": "balanced: every class counts alike, however many images it has",
     "accumulate": "equal parts in which a batch is computed, for the memory's sake (default: 1)",
     "ema": "decay of a moving average of the weights, such as 0.999, that is validated and saved in their place",
-    "early_stopping": "evaluations without a better validation accuracy after which it ends (0: never)",
+    "early_stopping": "evaluations without a better validation accuracy after which it ends (0: never); from "
+    "--unfreeze-at on, where that is given",
 }
 
 
@@ -114,7 +115,7 @@ def _add_finetuning_flags(parser: Parser) -> None:
         "--weights",
         metavar="FILE",
         help="start from these, under a new classifier: a PyTorch checkpoint, a .keras or .weights.h5 file, the folder "
-        "of a run, or imagenet",
+        "of a run, weights that come with the package (NETWORK:NAME), or imagenet",
     )
     group.add_argument(
         "--freeze",

@@ -117,8 +117,12 @@ class Training:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the validation accuracy has not risen for as many evaluations as it may."""
-        accuracies = [row["validation_accuracy"] for row in self.rows]
+        """Whether the validation accuracy has not risen for as many evaluations as it may.
+
+        Where the training has two phases, that of the second: the first has its end.
+        """
+        start = self.schedule.switch_at or 0
+        accuracies = [row["validation_accuracy"] for row in self.rows if row["iteration"] > start]
         if not self.patience or len(accuracies) <= self.patience or accuracies[-1] is None:
             return False
         return max(accuracies[-self.patience :]) <= max(accuracies[: -self.patience])
