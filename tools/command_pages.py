@@ -51,7 +51,7 @@ def examples_of_weights(command: str) -> str:
 def make_parser(command: str) -> argparse.ArgumentParser:
     """The parser of a command."""
     module = importlib.import_module(f"resnet_tf.cli.{command.replace('-', '_')}")
-    parser = (getattr(module, "make_parser", None) or module._make_parser)()
+    parser = module.make_parser()
     assert isinstance(parser, argparse.ArgumentParser)
     return parser
 

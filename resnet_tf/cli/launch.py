@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: a flag is not as it must be.
     """
-    arguments = _make_parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not 1 <= arguments.workers <= 1024:
         raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         return group.wait()
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of `resnet-tf launch`."""
     parser = Parser(
         prog="resnet-tf launch",
         description="Run a training as several processes on this machine, which share each batch. The first one's "
