@@ -111,7 +111,7 @@ def test_the_way_to_the_device(wish, is_gpu, per_call, kind):
 def test_what_cannot_stay():
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
     batches = Batches(source, NoAugmentation(), batch_size=2, seed=0)
-    with pytest.raises(UserError, match="--keep-on-device always is for images in memory"):
+    with pytest.raises(UserError, match="--keep-on-device always is for CIFAR and shapes as they are"):
         make_feed(batches, source, NoAugmentation(), wish="always", is_gpu=False, per_call=1)
     assert make_feed(batches, source, NoAugmentation(), wish="auto", is_gpu=False, per_call=1) is batches
     with pytest.raises(UserError, match="--keep-on-device always is for one device, here are 2 replicas"):

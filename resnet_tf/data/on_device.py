@@ -146,6 +146,7 @@ def make_feed(
             return ResidentImages(batches, source, policy)
     elif wish == "always":
         raise UserError(
-            "--keep-on-device always is for images in memory that are padded, cropped and flipped; give auto or never"
+            "--keep-on-device always is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
+            "neither --augment nor --input-size; give auto or never"
         )
     return CopiedBatches(batches) if is_gpu and per_call == 1 else batches
