@@ -258,6 +258,7 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
         (["--workers", "2"], "launch starts trainings"),
         (["--workers", "2", "--", "train", "--strategy=none"], "leave --strategy none out"),
         (["--workers", "2", "--", "train", "--strategy", "mirrored"], "leave --strategy mirrored out"),
+        (["--workers", "2", "--", "train", "--model", "resnet21"], "'resnet21' is not known"),
     ],
 )
 def test_what_cannot_be_launched(argv, message):

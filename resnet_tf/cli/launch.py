@@ -15,6 +15,8 @@ from types import FrameType
 from typing import IO, Any
 
 from resnet_tf.cli.command import Parser
+from resnet_tf.cli.request import parse_request
+from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
 
 LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
@@ -64,7 +66,7 @@ def _shared(command: list[str], workers: int) -> list[str]:
     """The command as each worker gets it.
 
     Raises:
-        UserError: it asks for a strategy under which they would not share the run.
+        UserError: it asks for a strategy under which they would not share the run, or `train` would refuse it.
     """
     parser = Parser(prog="resnet-tf launch", add_help=False)
     parser.add_argument("--strategy", default="multiworker")
@@ -72,7 +74,9 @@ def _shared(command: list[str], workers: int) -> list[str]:
     known, others = parser.parse_known_args(command)
     if known.strategy not in ("auto", "multiworker"):
         raise UserError(f"launch shares a run by --strategy multiworker; leave --strategy {known.strategy} out")
-    return [*others, "--strategy", "multiworker", "--threads", known.threads]
+    shared = [*others, "--strategy", "multiworker", "--threads", known.threads]
+    parse_request(make_train_parser().parse_args(shared[1:]))  # one line here, and not one from each worker
+    return shared
 
 
 class Group:
