@@ -73,6 +73,9 @@ def test_what_is_refused(tmp_path):
         compare.main([str(tmp_path / "none")])
     with pytest.raises(UserError, match=r"\.png, \.pdf, \.svg"):
         compare.main([str(tmp_path), "--output", "a.txt"])
+    (tmp_path / "settings.json").write_text('{"theme": "dark"}')  # of some other program
+    with pytest.raises(UserError, match="holds no run"):
+        compare.main([str(tmp_path)])
 
 
 def test_the_figure_and_no_tensorflow(three, tmp_path, command):

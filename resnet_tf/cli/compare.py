@@ -14,6 +14,7 @@ from resnet_tf.evaluation.curves import draw_comparison
 from resnet_tf.training.run_folder import RunFolder, difference
 
 _NOT_A_SETTING = ("seed", "threads", "data.mean", "data.std")
+_NAMED = {"model", "recipe.name", "seed"}  # settings that the table shows
 
 
 def make_parser() -> Parser:
@@ -78,7 +79,7 @@ def compare_table(folders: Sequence[Path]) -> str:
 
 def _settings(folder: Path) -> dict[str, Any]:
     settings = RunFolder(folder).settings() if folder.is_dir() else None
-    if settings is None:
+    if settings is None or not settings.keys() >= _NAMED:
         raise UserError(f"{folder} holds no run; name the folder that train wrote (--run-dir)")
     return settings
 

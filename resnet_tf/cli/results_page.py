@@ -10,6 +10,7 @@ from resnet_tf.cli.records import (
     SMOKE,
     UNFINISHED,
     read_results,
+    read_run,
     run_folders,
     shortcut_of,
     train_command,
@@ -165,7 +166,8 @@ def _unfinished(place: Path) -> list[str]:
         return []
     lines = []
     for folder in folders:
-        settings, name = _json(folder / "settings.json"), folder.name
+        settings, _ = read_run(folder) or ({}, None)
+        name = folder.name
         steps = [int(path.stem.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*.npz")]
         length = settings["recipe.iterations"]
         of = f" of {length:,}" if length else ""
