@@ -34,6 +34,7 @@ FLAGS = [
     ((*SHAPES, "--seed", "-1"), "--seed -1 is out of range"),
     ((*SHAPES, "--seed", "5000000000"), "--seed 5000000000 is out of range; allowed: 0 to 4294967295"),
     ((*SHAPES, "--seeds", "0,1,0"), "names a seed twice"),
+    ((*SHAPES, "--seeds", "0,one"), "invalid integers value: '0,one'"),
     ((*SHAPES, "--model", "plain20", "--shortcut", "projection"), "take --model resnet20_v1"),
     ((*SHAPES, "--batch-size", "16", "--model", "resnet18", "--width", "2"), "resnet18 has no option width"),
     ((*SHAPES, "--warmup", "iterations", "--recipe", "he2015"), "add --warmup-iterations N"),

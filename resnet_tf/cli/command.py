@@ -26,6 +26,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """The numbers of a flag's value such as 0,1,2; argparse makes its ValueError a line."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def exit_code_of(command: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
     """Run a command's main function and turn its errors into one line on stderr.
 

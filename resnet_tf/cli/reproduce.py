@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.collect import collect, take_up
-from resnet_tf.cli.command import Parser
+from resnet_tf.cli.command import Parser, integers
 from resnet_tf.cli.datasets import check_name, load_dataset
 from resnet_tf.cli.records import answers, read_results, run_folders, unfinished_folders
 from resnet_tf.cli.request import Request, parse_request
@@ -28,10 +28,6 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def make_parser() -> Parser:
     """The parser of `resnet-tf reproduce`."""
     parser = Parser(
@@ -47,7 +43,7 @@ def make_parser() -> Parser:
         metavar="NET,…",
         help="default: resnet20_v1,resnet20_v2",
     )
-    parser.add_argument("--seeds", type=_seeds, default=(0,), metavar="K,K,…", help="default: 0")
+    parser.add_argument("--seeds", type=integers, default=(0,), metavar="K,K,…", help="default: 0")
     parser.add_argument("--recipe", help="default: he2015 for v1, he2016 for v2 networks, as in the papers")
     parser.add_argument("--dataset", default="cifar10", help="data set by name (default: %(default)s)")
     parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")

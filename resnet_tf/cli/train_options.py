@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from resnet_tf.cli.command import Parser
+from resnet_tf.cli.command import Parser, integers
 from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS
 from resnet_tf.cli.own_function import is_function_name
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe
@@ -41,10 +41,6 @@ def _fraction_or_count(text: str) -> float:
     return int(text) if text.isdigit() else float(text)
 
 
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def _augmentation(text: str) -> str:
     if text not in AUGMENTATIONS and not is_function_name(text):
         allowed = ", ".join((*AUGMENTATIONS, "FILE.py:FUNCTION", "MODULE:FUNCTION"))
@@ -67,7 +63,7 @@ def make_parser() -> Parser:
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
     parser.add_argument("--list-models", action="store_true", help="print the networks and exit")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default: 0)")
-    parser.add_argument("--seeds", type=_ints, metavar="K,K,…", help="several runs in turn, one folder each")
+    parser.add_argument("--seeds", type=integers, metavar="K,K,…", help="several runs in turn, one folder each")
     _add_builder_flags(parser)
     _add_image_flags(parser)
     _add_finetuning_flags(parser)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli import train_options
-from resnet_tf.cli.command import Parser, load_tensorflow
+from resnet_tf.cli.command import Parser, integers, load_tensorflow
 from resnet_tf.cli.datasets import DATASETS
 from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.study import Report, Space, finished, open_study, run_study
@@ -23,10 +23,6 @@ _RUN_FLAGS = ("device", "precision", "threads")
 def _range(text: str) -> tuple[float, float]:
     low, high = (float(part) for part in text.split(","))
     return low, high
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def make_parser() -> Parser:
@@ -55,8 +51,8 @@ def make_parser() -> Parser:
     for name, kind, about in (
         ("learning_rate", _range, "LOW,HIGH"),
         ("weight_decay", _range, "LOW,HIGH"),
-        ("batch_size", _integers, "N,N,…"),
-        ("width", _integers, "N,N,…"),
+        ("batch_size", integers, "N,N,…"),
+        ("width", integers, "N,N,…"),
     ):
         default = getattr(space, name)
         text = f"default: {','.join(f'{value:g}' for value in default)}"
