@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
+from resnet_tf.training import devices
 from resnet_tf.training.agreement import BLOCK, Agreement
-from resnet_tf.training.cluster import PATIENCE, read_cluster
+from resnet_tf.training.cluster import PATIENCE, WORKERS_HERE, read_cluster
 from resnet_tf.training.distribution import Replicas, make_replicas
 from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
 
@@ -187,8 +188,22 @@ def launched(program, workers=2, during=None):
 
 
 def test_workers_that_do_well():
-    code, codes = launched("assert len(json.loads(os.environ['TF_CONFIG'])['cluster']['worker']) == 3", workers=3)
-    assert (code, codes) == (0, [0, 0, 0])
+    program = (
+        "assert len(json.loads(os.environ['TF_CONFIG'])['cluster']['worker']) == 3\n"
+        "assert os.environ['RESNET_TF_WORKERS_HERE'] == '3'\n"
+    )
+    assert launched(program, workers=3) == (0, [0, 0, 0])
+
+
+def test_workers_on_one_machine_share_its_cores_and_no_flag_says_so(monkeypatch):
+    """A run that four of them began has its number of threads in its settings, and two go on with it."""
+    monkeypatch.setattr(devices, "available_cores", lambda: 8)
+    monkeypatch.delenv(WORKERS_HERE, raising=False)
+    assert devices.usual_threads() == 8
+    for workers, threads in ((3, 2), (4, 2), (16, 1)):
+        monkeypatch.setenv(WORKERS_HERE, str(workers))
+        assert devices.usual_threads() == threads
+    assert launch._shared(["train", "--seed", "3"]) == ["train", "--seed", "3", "--strategy", "multiworker"]
 
 
 def test_a_dead_worker_takes_the_others_with_it(monkeypatch, capfd):

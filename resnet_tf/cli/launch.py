@@ -18,6 +18,7 @@ from resnet_tf.cli.command import Parser
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
+from resnet_tf.training.cluster import WORKERS_HERE
 
 LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 _GRACE = 5.0  # seconds that the others get to end by themselves when one has died
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
     if command[:1] != ["train"]:
         raise UserError("launch starts trainings: resnet-tf launch --workers N -- train …")
-    program = [sys.executable, "-m", "resnet_tf", *_shared(command, arguments.workers)]
+    program = [sys.executable, "-m", "resnet_tf", *_shared(command)]
     with _outputs(arguments.workers) as outputs, Group(program, outputs) as group:
         return group.wait()
 
@@ -62,7 +63,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _shared(command: list[str], workers: int) -> list[str]:
+def _shared(command: list[str]) -> list[str]:
     """The command as each worker gets it.
 
     Raises:
@@ -70,11 +71,10 @@ def _shared(command: list[str], workers: int) -> list[str]:
     """
     parser = Parser(prog="resnet-tf launch", add_help=False)
     parser.add_argument("--strategy", default="multiworker")
-    parser.add_argument("--threads", default=str(max(1, _cores() // workers)))
     known, others = parser.parse_known_args(command)
     if known.strategy not in ("auto", "multiworker"):
         raise UserError(f"launch shares a run by --strategy multiworker; leave --strategy {known.strategy} out")
-    shared = [*others, "--strategy", "multiworker", "--threads", known.threads]
+    shared = [*others, "--strategy", "multiworker"]
     parse_request(make_train_parser().parse_args(shared[1:]))  # one line here, and not one from each worker
     return shared
 
@@ -99,6 +99,7 @@ class Group:
             environment = {
                 "PYTHONPATH": paths,
                 "TF_CONFIG": json.dumps(config),
+                WORKERS_HERE: str(len(self._outputs)),
                 LAUNCHED: f"resnet-tf launch --workers {len(self._outputs)} --",
             }
             # In a session of its own: the terminal's Ctrl-C would otherwise reach it twice.
@@ -195,7 +196,3 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

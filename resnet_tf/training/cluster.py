@@ -12,6 +12,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.training import waiting
 
 PATIENCE = "RESNET_TF_PEER_TIMEOUT"
+WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores
 DEFAULT_PATIENCE = "300"  # seconds within which all workers must have started
 
 

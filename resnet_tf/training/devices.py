@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from resnet_tf.errors import UserError
+from resnet_tf.training.cluster import WORKERS_HERE
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
@@ -26,7 +27,7 @@ class Device:
 
 
 def set_threads(threads: int) -> int:
-    """Let each operation use this many threads, 0 for one per core; to be called before any operation runs.
+    """Let each operation use this many threads, 0 for `usual_threads`; to be called before any operation runs.
 
     Returns:
         The number in force. It decides the order of sums, and so the last bits of every result.
@@ -34,7 +35,7 @@ def set_threads(threads: int) -> int:
     Raises:
         UserError: operations have already run with another number.
     """
-    threads = threads or available_cores()
+    threads = threads or usual_threads()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -42,6 +43,11 @@ def set_threads(threads: int) -> int:
         if tf.config.threading.get_intra_op_parallelism_threads() != threads:
             raise UserError(f"the number of threads cannot change to {threads} in this process: {error}") from error
     return threads
+
+
+def usual_threads() -> int:
+    """One per core; processes that `launch` has started on one machine share its cores."""
+    return max(1, available_cores() // int(os.environ.get(WORKERS_HERE, "1")))
 
 
 def available_cores() -> int:
