@@ -1,13 +1,9 @@
 """The data sets by name, as the commands know them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resnet_tf.data.dataset import Dataset
 from resnet_tf.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 OWN_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")

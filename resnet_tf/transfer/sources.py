@@ -64,7 +64,6 @@ CHENYAOFO_100 = Source(
     32,
     32,
 )
-SOURCES = (TORCHVISION, AKAMASTER, CHENYAOFO_10, CHENYAOFO_100)
 
 
 def source_of(tensors: Mapping[str, StoredTensor]) -> Source:
