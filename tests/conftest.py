@@ -1,6 +1,7 @@
 """What the tests share: a quiet TensorFlow with a fixed number of threads, tiny data, and ways to run the commands."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,26 @@ def train(small_data):
     from resnet_tf.cli.train import main
 
     return lambda run_dir, *flags: main([*TINY, "--run-dir", str(run_dir), *flags])
+
+
+def stopping_after(monkeypatch, count):
+    """A signal comes while update `count` of the process computes, whichever step computes it."""
+    from resnet_tf.cli import job
+
+    make, left = job.make_train_step, [count]
+
+    def make_stopping(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def counting(images, labels, learning_rate):
+            left[0] -= 1
+            if not left[0]:
+                signal.raise_signal(signal.SIGTERM)
+            return step(images, labels, learning_rate)
+
+        return counting
+
+    monkeypatch.setattr(job, "make_train_step", make_stopping)
 
 
 @pytest.fixture(scope="session")

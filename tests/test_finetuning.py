@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.cli import job
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
@@ -22,7 +21,7 @@ from resnet_tf.training.history import read_iterations
 from resnet_tf.training.optim import make_optimizer
 from resnet_tf.training.steps import make_train_step
 from resnet_tf.transfer.finetune import describe_trainable, freeze, thawed, unfreeze
-from tests.conftest import TINY
+from tests.conftest import TINY, stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01)
 
@@ -190,24 +189,6 @@ def test_weights_of_files(tmp_path, train, pretrained, kind):
     folder = tmp_path / "run"
     train(folder, *FLAGS, "--iterations", "1", "--freeze", "all", "--weights", str(pretrained / kind))
     assert changed(all_weights(pretrained), all_weights(folder)) == {"head_logits"}
-
-
-def stopping_after(monkeypatch, count):
-    """A signal comes while update `count` of the process computes, whichever step computes it."""
-    make, left = job.make_train_step, [count]
-
-    def make_stopping(*arguments, **options):
-        step = make(*arguments, **options)
-
-        def counting(images, labels, learning_rate):
-            left[0] -= 1
-            if not left[0]:
-                signal.raise_signal(signal.SIGTERM)
-            return step(images, labels, learning_rate)
-
-        return counting
-
-    monkeypatch.setattr(job, "make_train_step", make_stopping)
 
 
 @pytest.fixture

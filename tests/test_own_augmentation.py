@@ -14,7 +14,7 @@ from resnet_tf.data.pipeline import ArraySource, Batches
 from resnet_tf.data.policies import OwnPolicy
 from resnet_tf.errors import UserError
 from resnet_tf.training.history import read_iterations
-from tests.conftest import TINY
+from tests.conftest import TINY, stopping_after
 from tests.test_cli_own_images import run as run_on_files
 from tests.test_cli_own_images import tree  # noqa: F401
 
@@ -41,23 +41,6 @@ def own(tmp_path):
         return tmp_path / name
 
     return write
-
-
-def stopping_after(monkeypatch, count):
-    make = job.make_train_step
-
-    def make_stopping(*arguments, **options):
-        step, left = make(*arguments, **options), [count]
-
-        def counting(images, labels, learning_rate):
-            left[0] -= 1
-            if not left[0]:
-                signal.raise_signal(signal.SIGTERM)
-            return step(images, labels, learning_rate)
-
-        return counting
-
-    monkeypatch.setattr(job, "make_train_step", make_stopping)
 
 
 def watching(monkeypatch, seen):

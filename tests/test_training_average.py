@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf.cli import evaluate, job
+from resnet_tf.cli import evaluate
 from resnet_tf.data.dataset import stratified_split
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
@@ -19,6 +19,7 @@ from resnet_tf.training.average import make_average
 from resnet_tf.training.optim import make_optimizer
 from resnet_tf.training.steps import make_train_step, make_train_steps
 from resnet_tf.transfer.finetune import freeze, unfreeze
+from tests.conftest import stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01, batch_size=8)
 
@@ -143,24 +144,6 @@ VARIATIONS = {
     "in parts": ("--accumulate", "2", "--optimizer", "adam", "--learning-rate", "0.001"),
     "two phases": ("--freeze", "stage2", "--unfreeze-at", "6"),
 }
-
-
-def stopping_after(monkeypatch, count):
-    """A signal comes while update `count` of the process computes."""
-    make, left = job.make_train_step, [count]
-
-    def make_stopping(*arguments, **options):
-        step = make(*arguments, **options)
-
-        def counting(images, labels, learning_rate):
-            left[0] -= 1
-            if not left[0]:
-                signal.raise_signal(signal.SIGTERM)
-            return step(images, labels, learning_rate)
-
-        return counting
-
-    monkeypatch.setattr(job, "make_train_step", make_stopping)
 
 
 def saved(folder, name):
