@@ -9,6 +9,7 @@ import pytest
 
 from resnet_tf import files
 from resnet_tf.errors import UserError
+from resnet_tf.files import sha256_of
 from resnet_tf.training import checkpoint
 
 
@@ -122,7 +123,7 @@ def test_nothing_is_unpickled(tmp_path, content):
             pickle.dump(Trap(), file)
         else:
             np.savez(file, **{"model": np.array([Trap()], object), "state.json": np.frombuffer(b"{}", np.uint8)})
-    path.with_suffix(".sha256").write_text(checkpoint._checksum(path))
+    path.with_suffix(".sha256").write_text(sha256_of(path))
     with pytest.raises(UserError, match="is whole"):
         checkpoint.load_newest(tmp_path)
 
@@ -130,7 +131,7 @@ def test_nothing_is_unpickled(tmp_path, content):
 def test_an_archive_without_state(tmp_path):
     path = tmp_path / "step-000000010.npz"
     np.savez(path, a=np.zeros(3))
-    path.with_suffix(".sha256").write_text(checkpoint._checksum(path))
+    path.with_suffix(".sha256").write_text(sha256_of(path))
     with pytest.raises(UserError, match="is whole"):
         checkpoint.load_newest(tmp_path)
 

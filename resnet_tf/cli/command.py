@@ -31,6 +31,11 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def floats(text: str) -> tuple[float, ...]:
+    """Likewise, such as 0.5,0.75."""
+    return tuple(float(part) for part in text.split(","))
+
+
 def exit_code_of(command: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
     """Run a command's main function and turn its errors into one line on stderr.
 

@@ -1,6 +1,5 @@
 """The parts of a fine-tuning that meet in a run: weights from elsewhere, and what of the network trains when."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import keras
 
 from resnet_tf.cli.evaluate import model_path
 from resnet_tf.cli.request import Request
+from resnet_tf.files import sha256_of
 from resnet_tf.models.registry import CIFAR_NETWORKS
 from resnet_tf.shipped import entry_of
 from resnet_tf.training.steps import TrainStep
@@ -31,8 +31,7 @@ class Pretrained:
         assert request.weights is not None
         self._path = _file_of(request.weights, request.model)
         self._weights = open_weights(str(self._path), None)
-        with open(self._path, "rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = sha256_of(self._path)
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

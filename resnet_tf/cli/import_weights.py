@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.cli.command import Parser, load_tensorflow
+from resnet_tf.cli.command import Parser, floats, load_tensorflow
 from resnet_tf.cli.train_options import SHORTCUTS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     import keras
 
     from resnet_tf.transfer.sources import Source
-
-
-def _channels(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
 
 
 def make_parser() -> Parser:
@@ -33,8 +29,8 @@ def make_parser() -> Parser:
     head = parser.add_mutually_exclusive_group()
     head.add_argument("--classes", type=int, metavar="N", help="outputs of the checkpoint's classifier, if unusual")
     head.add_argument("--new-head", type=int, metavar="N", help="leave its classifier out; start one of N outputs")
-    parser.add_argument("--mean", type=_channels, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
-    parser.add_argument("--std", type=_channels, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
+    parser.add_argument("--mean", type=floats, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
+    parser.add_argument("--std", type=floats, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
     parser.add_argument("--output", required=True, metavar="FILE", help=".keras file to write; a .json comes beside it")
     return parser
 

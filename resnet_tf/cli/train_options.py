@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from resnet_tf.cli.command import Parser, integers
+from resnet_tf.cli.command import Parser, floats, integers
 from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS
 from resnet_tf.cli.own_function import is_function_name
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe
@@ -31,10 +31,6 @@ _RECIPE_HELP = {
     "early_stopping": "evaluations without a better validation accuracy after which it ends (0: never); from "
     "--unfreeze-at on, where that is given",
 }
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
 
 
 def _fraction_or_count(text: str) -> float:
@@ -193,7 +189,7 @@ def _add_recipe_flags(parser: Parser) -> None:
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif name == "drops":
-            group.add_argument(flag, type=_floats, help=text)
+            group.add_argument(flag, type=floats, help=text)
         elif name == "validation_size":
             group.add_argument(flag, type=_fraction_or_count, help=text)
         else:

@@ -6,7 +6,6 @@ only after it and its checksum are on the disk. Nothing in it is executed on loa
 """
 
 import contextlib
-import hashlib
 import json
 import re
 import zipfile
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.errors import UserError
-from resnet_tf.files import replacing, write_text
+from resnet_tf.files import replacing, sha256_of, write_text
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9,})\.npz")
@@ -45,7 +44,7 @@ def save(folder: Path, step: int, arrays: dict[str, np.ndarray], state: dict[str
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             np.savez(file, **{**arrays, _STATE: text})  # type: ignore[arg-type]
-        write_text(_checksum_path(path), _checksum(temporary) + "\n")
+        write_text(_checksum_path(path), sha256_of(temporary) + "\n")
     for old in sorted(_checkpoints(folder))[:-KEEP]:
         with contextlib.suppress(OSError):
             _checksum_path(old).unlink(missing_ok=True)
@@ -75,7 +74,7 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    if _checksum_path(path).read_text(encoding="ascii").strip() != _checksum(path):
+    if _checksum_path(path).read_text(encoding="ascii").strip() != sha256_of(path):
         raise ValueError(f"{path} does not have the checksum beside it")
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
@@ -88,8 +87,3 @@ def _checkpoints(folder: Path) -> Iterable[Path]:
 
 def _checksum_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

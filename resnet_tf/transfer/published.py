@@ -11,7 +11,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from resnet_tf.errors import UserError
-from resnet_tf.files import replacing
+from resnet_tf.files import replacing, sha256_of
 
 ADDRESS = "https://download.pytorch.org/models/"
 
@@ -54,7 +54,7 @@ def published_file(network: str | None) -> Path:
     path = cache_folder() / name
     if not path.exists():
         _fetch(name, path)
-    elif not _sha256(path).startswith(_prefix(name)):
+    elif not sha256_of(path).startswith(_prefix(name)):
         raise UserError(f"{path} does not have the checksum in its name; remove it, and fetch {ADDRESS}{name} again")
     return path
 
@@ -66,11 +66,6 @@ def cache_folder() -> Path:
 
 def _prefix(name: str) -> str:
     return Path(name).stem.rpartition("-")[2]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(name: str, path: Path) -> None:
