@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from resnet_tf.extras import need
 from resnet_tf.fused import fused_view
+from resnet_tf.recursion import room_for_depth
 
 _SCALARS = {
     "loss/train": "train_loss",
@@ -56,7 +57,8 @@ class TensorBoardLog:
         """
         need("tensorboard", "tensorboard")
         self._model, self._batch, self._pictures, self._every = model, batch, pictures, every
-        self._copy = keras.models.clone_model(model)
+        with room_for_depth(len(model.layers)):
+            self._copy = keras.models.clone_model(model)
         self._gradients = _make_gradients(self._copy)
         self._writer = tf.summary.create_file_writer(str(folder))
 
