@@ -69,7 +69,8 @@ def choose_device(wish: str) -> Device:
         raise UserError(f"--device {wish} is not known; allowed: auto, cpu, gpu, gpu:0, gpu:1, …")
     index = int(number or 0)
     if kind == "cpu" or (kind == "auto" and not gpus):
-        return Device("/CPU:0", f"{_processor()}, {available_cores()} cores")
+        cores = available_cores()
+        return Device("/CPU:0", f"{_processor()}, {cores} core{'' if cores == 1 else 's'}")
     if index >= len(gpus):
         raise UserError(f"--device {wish}: TensorFlow sees {len(gpus)} GPUs here; use --device cpu or auto")
     for gpu in gpus:
