@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,10 +40,9 @@ def save(folder: Path, step: int, arrays: dict[str, np.ndarray], state: dict[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.npz"
-    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            np.savez(file, **{**arrays, _STATE: text})  # type: ignore[arg-type]
+            write_archive(file, arrays, state)
         write_text(_checksum_path(path), sha256_of(temporary) + "\n")
     for old in sorted(_checkpoints(folder))[:-KEEP]:
         with contextlib.suppress(OSError):
@@ -76,7 +75,18 @@ def load_newest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], li
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if _checksum_path(path).read_text(encoding="ascii").strip() != sha256_of(path):
         raise ValueError(f"{path} does not have the checksum beside it")
-    with np.load(path, allow_pickle=False) as archive:
+    return read_archive(path)
+
+
+def write_archive(file: BinaryIO, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+    """Write arrays by key and a JSON-able state as one NumPy archive."""
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    np.savez(file, **{**arrays, _STATE: text})  # type: ignore[arg-type]
+
+
+def read_archive(file: Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays by key, and the state, of what `write_archive` wrote."""
+    with np.load(file, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
     return arrays, json.loads(arrays.pop(_STATE).tobytes())
 

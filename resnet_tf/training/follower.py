@@ -1,20 +1,19 @@
 """What the workers other than the chief keep of a run: nothing, and the chief's checkpoints."""
 
 import io
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from resnet_tf.errors import UserError
+from resnet_tf.training.checkpoint import read_archive, write_archive
 from resnet_tf.training.contracts import Peers
 from resnet_tf.training.history import IterationLog
 from resnet_tf.training.keeper import Arrays, Keeper, State
 from resnet_tf.training.run_folder import RunFolder
 
-_STATE, _ERROR = "state.json", "error"
+_ERROR = "error"
 
 
 class ChiefKeeper(Keeper):
@@ -65,9 +64,7 @@ class FollowerKeeper(Keeper):
         payload = self._peers.from_chief(b"")
         if not payload:
             return None
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        state = json.loads(arrays.pop(_STATE).tobytes())
+        arrays, state = read_archive(io.BytesIO(payload))
         if _ERROR in state:
             raise UserError(state[_ERROR])
         return arrays, state
@@ -82,6 +79,5 @@ def make_keeper(folder: RunFolder, say: Callable[[str], None], peers: Peers) -> 
 
 def _packed(arrays: Arrays, state: dict[str, Any]) -> bytes:
     file = io.BytesIO()
-    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    np.savez(file, **{**arrays, _STATE: text})  # type: ignore[arg-type]
+    write_archive(file, arrays, state)
     return file.getvalue()
