@@ -1,9 +1,9 @@
 """What the replicas of a `tf.distribute` strategy add up and average within a step."""
 
-from collections.abc import Iterator
-
 import keras
 import tensorflow as tf
+
+from resnet_tf.summary import flat_layers
 
 
 def sum_gradients(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -34,13 +34,5 @@ def average_statistics(statistics: list[keras.Variable]) -> None:
 
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """Mean and variance of each batch normalisation of a model that moves them."""
-    norms = [layer for layer in _layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in flat_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
     return [v for norm in norms if norm.trainable for v in (norm.moving_mean, norm.moving_variance)]
-
-
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        else:
-            yield layer
