@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from resnet_tf.data.dataset import Dataset
+from resnet_tf.data.dataset import Dataset, is_own
 from resnet_tf.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 OWN_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
 ON_BAD = ("stop", "skip")
-
-
-def is_own(name: str) -> bool:
-    """Whether a name stands for a user's own image files."""
-    return name.startswith(("folder:", "list:"))
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:

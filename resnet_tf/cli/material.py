@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.cli.datasets import is_own, load_dataset
+from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.own_function import is_function_name, load_function, try_policy
 from resnet_tf.cli.own_images import OwnImages, open_own
 from resnet_tf.cli.request import Request, usual_augmentation
 from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
-from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, stratified_split
+from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, is_own, stratified_split
 from resnet_tf.data.file_source import FileSource, FramedSource
 from resnet_tf.data.ordered import ordered_batches, source_statistics
 from resnet_tf.data.pipeline import ArraySource, Batch, Batches, Source

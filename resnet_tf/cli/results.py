@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf import __version__
-from resnet_tf.cli.datasets import is_own
 from resnet_tf.cli.evaluate import load_model
 from resnet_tf.cli.material import Material
 from resnet_tf.cli.scoring import Labelled, score_model
+from resnet_tf.data.dataset import is_own
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
 from resnet_tf.opencv import cv2

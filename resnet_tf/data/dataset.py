@@ -104,3 +104,8 @@ def _validation_count(size: float, total: int) -> int:
     if count >= total and count > 0:
         raise UserError(f"validation size {size} leaves none of the {total} images for training; {allowed}")
     return count
+
+
+def is_own(dataset: str) -> bool:
+    """Whether a data set is named as a user's own images are."""
+    return dataset.startswith(("folder:", "list:"))

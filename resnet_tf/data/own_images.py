@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 
+from resnet_tf.data.dataset import is_own
 from resnet_tf.data.folder import read_folder
 from resnet_tf.data.image_files import ImageFiles
 from resnet_tf.data.listfile import read_list
 from resnet_tf.errors import UserError
 
 _FORMS = "folder:PATH and list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
-
-
-def is_own(dataset: str) -> bool:
-    """Whether a data set is named as a user's own images are."""
-    return dataset.startswith(("folder:", "list:"))
 
 
 def find_own(dataset: str, class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
