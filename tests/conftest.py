@@ -61,6 +61,16 @@ def train(small_data):
     return lambda run_dir, *flags: main([*TINY, "--run-dir", str(run_dir), *flags])
 
 
+def exit_code(argv):
+    """What the shell gets from `resnet-tf`, whether the command or its parser ends it."""
+    from resnet_tf.cli.main import main
+
+    try:
+        return main(list(argv))
+    except SystemExit as end:
+        return end.code
+
+
 def stopping_after(monkeypatch, count):
     """A signal comes while update `count` of the process computes, whichever step computes it."""
     from resnet_tf.cli import job

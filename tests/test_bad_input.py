@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf.cli.main import main
 from resnet_tf.data import shapes
+from tests.conftest import exit_code
 
 SHAPES = ("train", "--dataset", "shapes")
 CIFAR = ("train", "--dataset", "cifar10", "--data-dir")
@@ -168,13 +168,6 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
 
 
-def _run(arguments) -> int:
-    try:
-        return main(list(arguments))
-    except SystemExit as error:
-        return error.code
-
-
 @pytest.fixture
 def small_shapes(monkeypatch):
     monkeypatch.setattr(shapes.load_shapes, "__defaults__", (0, 100, 20))
@@ -182,7 +175,7 @@ def small_shapes(monkeypatch):
 
 def _check_refused(arguments, says, folder, capsys) -> None:
     before = _tree(folder)
-    code = _run(arguments)
+    code = exit_code(arguments)
     stderr = capsys.readouterr().err
     assert code == 2, stderr
     assert says in stderr

@@ -8,6 +8,7 @@ import pytest
 from resnet_tf.cli.evaluate import main
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.errors import UserError
+from tests.conftest import exit_code
 
 KEYS = {"loss", "top1", "top5", "images", "per_class", "confusion", "images_per_second", "data_source"}
 
@@ -148,10 +149,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     for name in ("model.h5", "good.keras"):
         (tmp_path / name).write_bytes(b"")
-    try:
-        code = resnet_tf(["evaluate", *arguments])
-    except SystemExit as end:
-        code = end.code
+    code = exit_code(["evaluate", *arguments])
     error = capsys.readouterr().err
     assert (code, error.count("\n")) == (2, 1)
     assert message in error

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf.cli import evaluate, job, material, predict
+from resnet_tf.cli import evaluate, material, predict
 from resnet_tf.cli.datasets import short_name
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.request import parse_request
@@ -20,6 +20,7 @@ from resnet_tf.data.dataset import Split
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.canvas import can_draw
 from resnet_tf.training.history import read_iterations
+from tests.conftest import exit_code, stopping_after
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
 SMALL = ("--input-size", "16", "--iterations", "12", "--eval-every", "5")
@@ -184,21 +185,8 @@ def test_lists(tmp_path, tree, shapes):
 def test_stopped_and_resumed_it_ends_bit_for_bit_alike(tmp_path, monkeypatch, tree):
     flags = [f"folder:{tree}", "--augment", "strong"]
     run(tmp_path / "whole", *flags)
-    make = job.make_train_step
-
-    def make_stopping(*arguments, **options):
-        step, left = make(*arguments, **options), [7]
-
-        def counting(images, labels, learning_rate):
-            left[0] -= 1
-            if not left[0]:
-                signal.raise_signal(signal.SIGTERM)
-            return step(images, labels, learning_rate)
-
-        return counting
-
     with monkeypatch.context() as patch:
-        patch.setattr(job, "make_train_step", make_stopping)
+        stopping_after(patch, 7)
         assert run(tmp_path / "halves", *flags) == 128 + signal.SIGTERM
     run(tmp_path / "halves", *flags)
     assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
@@ -259,10 +247,7 @@ def test_what_a_request_for_own_images_asks_for():
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = resnet_tf(["train", *flags])
-    except SystemExit as end:
-        code = end.code
+    code = exit_code(["train", *flags])
     error = capsys.readouterr().err
     assert (code, error.count("\n")) == (2, 1)
     assert message in error

@@ -10,11 +10,11 @@ import pytest
 from resnet_tf import __version__
 from resnet_tf.cli import job, material, results
 from resnet_tf.cli.main import COMMANDS
-from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
 from resnet_tf.training.history import COLUMNS, read_iterations
+from tests.conftest import exit_code
 
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
 
@@ -298,10 +298,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, train):
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = resnet_tf(["train", "--dataset", "shapes", *flags])
-    except SystemExit as end:
-        code = end.code
+    code = exit_code(["train", "--dataset", "shapes", *flags])
     error = capsys.readouterr().err
     assert code == 2
     assert message in error
