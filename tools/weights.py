@@ -1,7 +1,6 @@
 """Put the final model of a finished run into the package, and write the model card: `python -m tools.weights RUN`."""
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from resnet_tf.cli.command import exit_code_of, load_tensorflow
 from resnet_tf.cli.evaluate import model_path, read_sidecar
 from resnet_tf.cli.records import changes_of, shortcut_of, train_command
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json, write_text
+from resnet_tf.files import sha256_of, write_json, write_text
 from resnet_tf.training.run_folder import RunFolder
 
 CARD = "README.md"
@@ -75,7 +74,7 @@ def ship(run: Path) -> shipped.Entry:
             "versions": report["versions"],
         },
         "parameters": report["parameters"],
-        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "sha256": sha256_of(target),
         "logits": logits_of(target),
     }
     write_json(target.with_suffix(".json"), about)

@@ -1,6 +1,5 @@
 """A user's own augmentation, by the name that --augment gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.errors import UserError
+from resnet_tf.files import sha256_of
 
 
 def is_function_name(name: str | None) -> bool:
@@ -26,7 +26,7 @@ def digest_of(name: str) -> str:
     """
     path = _file(name)
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"--augment {name}: {path} cannot be read ({error.strerror}); name a file that can") from error
 

@@ -41,7 +41,7 @@ def open_own(name: str, on_bad: OnBad, say: Callable[[str], None]) -> OwnImages:
     Raises:
         UserError: there are none, they cannot be used, or `on_bad` is "stop" and something is wrong with one.
     """
-    checked = scan(find_own(name), on_bad=on_bad, cache=cache_folder() / "verdicts.json")
+    checked = _scan(find_own(name), on_bad)
     _report(checked, say)
     parts = [checked.fingerprints[split] for split in ("train", "validation") if split in checked.fingerprints]
     digest = hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -69,7 +69,7 @@ def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[
             f"{name} has no test images; name images that the model was not trained on with --dataset "
             "folder:PATH or --dataset list:FILE"
         )
-    checked = scan({"test": splits[split]}, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
+    checked = _scan({"test": splits[split]}, on_bad)
     if not len(checked.kept["test"]):
         raise UserError(f"none of the {len(splits[split])} images of {name} can be used; mend them")
     return checked.kept["test"]
@@ -84,13 +84,18 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     splits = find_own(name)
     if class_names is None or splits["train"].class_names == tuple(class_names):
         return splits
-    kept = scan(splits, on_bad="skip", cache=cache_folder() / "verdicts.json").kept
+    kept = _scan(splits, "skip").kept
     if kept["train"].class_names != tuple(class_names):
         raise UserError(
             f"the images of {name} are of {len(kept['train'].class_names)} classes by now, those that the model was "
             f"trained on of {len(class_names)}, or of others; name images of its classes with --dataset"
         )
     return kept
+
+
+def _scan(splits: dict[str, ImageFiles], on_bad: OnBad) -> Scan:
+    """Decode each file once, and remember for the next time what came of it."""
+    return scan(splits, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
 
 
 def _report(checked: Scan, say: Callable[[str], None]) -> None:

@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 
+from resnet_tf.cli import inference
 from resnet_tf.cli.command import Parser, floats, integers
 from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS
 from resnet_tf.cli.own_function import is_function_name
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", *inference.PRECISIONS)
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 

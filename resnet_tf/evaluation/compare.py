@@ -78,13 +78,14 @@ def _line(run: RunResult) -> tuple[str, ...]:
 
 
 def _mean_line(runs: Sequence[RunResult]) -> tuple[str, ...]:
-    validation = _spread([100 * run.validation for run in runs if run.validation is not None], 2)
-    test = _spread([100 * run.test for run in runs if run.test is not None], 2)
-    speed = _spread([run.images_per_second for run in runs if run.images_per_second is not None], 0)
+    validation = spread_of([100 * run.validation for run in runs if run.validation is not None], 2)
+    test = spread_of([100 * run.test for run in runs if run.test is not None], 2)
+    speed = spread_of([run.images_per_second for run in runs if run.images_per_second is not None], 0)
     return (f"mean ± std of {len(runs)}", "", "", "", "", validation, test, speed, "")
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread_of(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of a sample; a dash where there are fewer than two values."""
     if len(values) < 2:
         return "-"
     middle, deviation = mean_and_deviation(values)

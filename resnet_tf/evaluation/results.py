@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import mean
 from typing import Any
 
-from resnet_tf.evaluation.compare import mean_and_deviation
+from resnet_tf.evaluation.compare import spread_of
 from resnet_tf.papers import FIGURES
 
 HEAD = (
@@ -142,8 +142,7 @@ def spread(values: Sequence[float]) -> str:
         return "–"
     if len(values) == 1:
         return f"{values[0]:.2f}"
-    middle, deviation = mean_and_deviation(values)
-    return f"{middle:.2f} ± {deviation:.2f}"
+    return spread_of(values, 2)
 
 
 def _paper(group: Sequence[Result]) -> tuple[str, str]:

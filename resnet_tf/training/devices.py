@@ -10,8 +10,6 @@ import tensorflow as tf
 from resnet_tf.errors import UserError
 from resnet_tf.training.cluster import WORKERS_HERE
 
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-
 
 @dataclass(frozen=True)
 class Device:
@@ -83,7 +81,7 @@ def choose_precision(wish: str, device: Device) -> tuple[str, str]:
     """The dtype policy of a run, and why.
 
     Args:
-        wish: one of `PRECISIONS`; "auto" takes the fastest that the device computes natively.
+        wish: a dtype policy, or "auto", which takes the fastest that the device computes natively.
         device: where the run computes.
 
     Returns:
