@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,16 @@ def test_rates_that_feedback_changed_come_from_the_rows():
     settings = {"recipe.name": "x", "recipe.schedule": "plateau", "recipe.iterations": 6, "recipe.learning_rate": 0.1}
     rows = [{"iteration": 4, "learning_rate": 0.1}, {"iteration": 6, "learning_rate": 0.01}]
     assert courses._rates(settings, rows, 4).tolist() == [0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_path):
+    """One iteration of 40,000 is an epoch of 0.000025, written as 0.0."""
+    for name in ("settings.json", "metrics.csv"):
+        shutil.copy(finished_run[0] / name, tmp_path)
+    header, row, *_ = (tmp_path / "metrics.csv").read_text().splitlines()
+    fields = dict(zip(header.split(","), row.split(","), strict=True)) | {"iteration": "1", "epoch": "0.0"}
+    (tmp_path / "metrics.csv").write_text(f"{header}\n{','.join(fields.values())}\n")
+    assert courses.read_course(tmp_path).rates.tolist() == [0.01]
 
 
 def test_a_folder_without_a_run(tmp_path):

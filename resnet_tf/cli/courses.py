@@ -28,7 +28,8 @@ def read_course(folder: Path) -> Course:
     if not rows:
         raise UserError(f"{folder} has no evaluation yet; wait for the end of its first epoch")
     last = rows[-1]
-    steps_per_epoch = max(1.0, round(last["iteration"] / last["epoch"]))
+    # Epochs are written with four digits: early in a long one that is 0.
+    steps_per_epoch = max(1.0, round(last["iteration"] / max(last["epoch"], 1e-4)))
     log = folder / "iterations.bin"
     losses = read_iterations(log)["loss"].astype(np.float64) if log.exists() else np.empty(0)
     rates = _rates(settings, rows, int(steps_per_epoch))

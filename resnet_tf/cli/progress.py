@@ -45,7 +45,8 @@ class Progress:
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """Print a row of the metrics as a line."""
-        left = row["seconds"] / row["iteration"] * (self._iterations - row["iteration"])
+        # By the latest pace, as a run may have moved to another machine; it is rounded, and may be 0.
+        left = (self._iterations - row["iteration"]) * self._batch_size / max(row["images_per_second"], 0.1)
         parts = [
             f"iteration {row['iteration']}/{self._iterations} epoch {row['epoch']:g}",
             f"loss {row['train_loss']:.4f} accuracy {100 * row['train_accuracy']:.2f} %",
