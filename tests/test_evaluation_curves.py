@@ -71,7 +71,8 @@ def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_
     for name in ("settings.json", "metrics.csv"):
         shutil.copy(finished_run[0] / name, tmp_path)
     header, row, *_ = (tmp_path / "metrics.csv").read_text().splitlines()
-    fields = dict(zip(header.split(","), row.split(","), strict=True)) | {"iteration": "1", "epoch": "0.0"}
+    early = {"iteration": "1", "epoch": "0.0", "learning_rate": "0.01"}
+    fields = dict(zip(header.split(","), row.split(","), strict=True)) | early
     (tmp_path / "metrics.csv").write_text(f"{header}\n{','.join(fields.values())}\n")
     assert courses.read_course(tmp_path).rates.tolist() == [0.01]
 
