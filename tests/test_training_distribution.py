@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -263,6 +264,26 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
     code, codes = launched(program, workers=2, during=terminate)
     assert (code, codes) == (143, [143, 143])
     assert capfd.readouterr().err == ""
+
+
+def test_workers_stop_when_the_launcher_is_killed():
+    worker = (
+        "import time\n"
+        "from resnet_tf.training.cluster import stop_with_launcher\n"
+        "stop_with_launcher()\n"
+        "print('!', end='', flush=True)\n"
+        "time.sleep(20)\n"
+        "print('went on', flush=True)\n"
+    )
+    launcher = (
+        "import sys\n"
+        "from resnet_tf.cli import launch\n"
+        f"with launch.Group([sys.executable, '-c', {worker!r}], [None, None]) as group: group.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.read(2) == "!!"
+        process.kill()
+        assert process.stdout.read() == ""  # to the end of the last of them
 
 
 @pytest.mark.parametrize(

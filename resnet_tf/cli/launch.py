@@ -102,11 +102,12 @@ class Group:
                 WORKERS_HERE: str(len(self._outputs)),
                 LAUNCHED: f"resnet-tf launch --workers {len(self._outputs)} --",
             }
-            # In a session of its own: the terminal's Ctrl-C would otherwise reach it twice.
+            # In a session of its own: the terminal's Ctrl-C would otherwise reach it twice. Its stdin stays open while
+            # this process lives, so that it hears of any end of it.
             process = subprocess.Popen(
                 self._program,
                 env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
                 start_new_session=True,

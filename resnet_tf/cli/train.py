@@ -15,7 +15,7 @@ from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.settings import check_flags
 from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import read_cluster
+from resnet_tf.training.cluster import read_cluster, stop_with_launcher
 from resnet_tf.training.run_folder import RunFolder
 
 
@@ -75,6 +75,8 @@ def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
         print(f"{folder.path} is finished; --overwrite starts anew")
         print(summary(report))
         return report
+    if LAUNCHED in os.environ:
+        stop_with_launcher()
     load_tensorflow()
     from resnet_tf.cli.job import run_job
     from resnet_tf.training.contracts import Stopped

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 from resnet_tf.errors import UserError
@@ -50,6 +52,17 @@ def read_cluster() -> Cluster | None:
     if not 0 <= index < len(addresses):
         raise UserError(f"TF_CONFIG calls this task number {index} of {len(addresses)}; give 0 to {len(addresses) - 1}")
     return Cluster(addresses, index)
+
+
+def stop_with_launcher() -> None:
+    """Let this process get a SIGTERM once the launcher, which holds its stdin open, is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -43,12 +43,12 @@ def compare(work: Path, findings: Findings) -> None:
 
 
 def kill(work: Path, findings: Findings) -> None:
-    """Kill the chief or the other one in mid-run, and go on with two; then once with one."""
+    """Kill the chief, the other one or the launcher in mid-run, and go on with two; then once with one."""
     whole = together(2, work / "whole", *LONG)
-    for name, victim in (("chief", 0), ("other", 1)):
+    for name, victim in (("chief", 0), ("other", 1), ("launcher", None)):
         folder = work / f"killed-{name}"
         took, why = kill_one(folder, victim, 50, *LONG)
-        print(f"     {why}", flush=True)
+        print(f"     {why or 'nobody is left to say why'}", flush=True)
         findings.add(f"seconds from the kill of the {name} until all have ended", took, 15)
         together(2, folder, *LONG)
         findings.add(f"final weights after the kill of the {name} from undisturbed ones", farthest(whole, folder), 0)

@@ -113,8 +113,11 @@ def is_running(number: int) -> bool:
         return False
 
 
-def kill_one(folder: Path, victim: int, after: int, *flags: str) -> tuple[float, str]:
-    """Launch two workers, kill one when `after` updates are saved; return the seconds until all have ended, and why."""
+def kill_one(folder: Path, victim: int | None, after: int, *flags: str) -> tuple[float, str]:
+    """Launch two workers, kill one when `after` updates are saved; return the seconds until all have ended, and why.
+
+    Without a victim, it is the launcher that is killed.
+    """
     launcher = start("launch", "--workers", 2, "--", "train", *flags, "--run-dir", folder)
     saved = folder / "checkpoints" / f"step-{after:09d}.sha256"
     while not saved.exists():
@@ -122,9 +125,9 @@ def kill_one(folder: Path, victim: int, after: int, *flags: str) -> tuple[float,
             raise RuntimeError(f"the launch ended by itself:\n{launcher.communicate()[1]}")
         time.sleep(0.05)
     workers = children(launcher)
-    os.kill(workers[victim], signal.SIGKILL)
+    os.kill(launcher.pid if victim is None else workers[victim], signal.SIGKILL)
     killed = time.monotonic()
-    _, err = launcher.communicate()
+    _, err = launcher.communicate()  # to the end of all that hold its output
     took = time.monotonic() - killed
     if launcher.returncode == 0 or any(map(is_running, workers)):
         raise RuntimeError(f"code {launcher.returncode}, still running: {list(filter(is_running, workers))}\n{err}")
