@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from resnet_tf.cli.finetuning import Pretrained, Unfreezing
-from resnet_tf.cli.material import Material, Part, fingerprint_of, make_material, open_images
+from resnet_tf.cli.material import Material, fingerprint_of, make_material, open_images
 from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
@@ -20,6 +20,7 @@ from resnet_tf.cli.train_options import describe_recipe
 from resnet_tf.cli.validating import make_validate
 from resnet_tf.cli.watchers import Watcher, Watchers, make_watchers
 from resnet_tf.data.on_device import ResidentImages, make_feed
+from resnet_tf.data.part import Part
 from resnet_tf.errors import UserError
 from resnet_tf.extras import need
 from resnet_tf.fused import fused_view

@@ -1,12 +1,11 @@
 """What a run works on: images to train on, to validate on and to test on, and how the network sees them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.own_function import is_function_name, load_function, try_policy
@@ -15,8 +14,9 @@ from resnet_tf.cli.request import Request, usual_augmentation
 from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
 from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, is_own, stratified_split
 from resnet_tf.data.file_source import FileSource, FramedSource
-from resnet_tf.data.ordered import ordered_batches, source_statistics
-from resnet_tf.data.pipeline import ArraySource, Batch, Batches, Source
+from resnet_tf.data.ordered import source_statistics
+from resnet_tf.data.part import Part
+from resnet_tf.data.pipeline import ArraySource, Batches, Source
 from resnet_tf.data.policies import Augmentation, augmentation, own_augmentation
 from resnet_tf.framing import Framing
 from resnet_tf.recipes import Recipe
@@ -26,57 +26,7 @@ if TYPE_CHECKING:
 
 Channels = tuple[float, ...]
 
-# As many pixels as in 500 images of CIFAR; but never fewer images than make a kernel worth calling.
-_PIXELS_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 500 * 32 * 32, 16, 500
 _WORKERS = min(8, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The images of a source at `indices`, all of one shape, as a network is evaluated on them."""
-
-    source: Source
-    indices: NDArray[np.int64]
-    workers: int = 1
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> NDArray[np.uint8]:
-        """Image at `position` of this part, uint8 (H, W, C)."""
-        return self.source.image(int(self.indices[position]))
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """The class of every image, int32 (N,)."""
-        return self.source.labels[self.indices]
-
-    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """All images and labels in order; as many at once as their size suggests where no `batch_size` is given."""
-        return ordered_batches(
-            self.source,
-            self.indices,
-            batch_size=batch_size or images_at_once(self[0].shape),
-            workers=self.workers,
-        )
-
-    def share(self, index: int, count: int) -> "Part":
-        """Every `count`-th image from number `index` on; the shares of all indices are the whole."""
-        return Part(self.source, self.indices[index::count], self.workers)
-
-    def first(self, count: int) -> "Part":
-        """The first `count` images."""
-        return Part(self.source, self.indices[:count], self.workers)
-
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """All images (N, H, W, C) and labels (N,) in memory."""
-        return np.stack([self[position] for position in range(len(self))]), self.labels
-
-
-def images_at_once(shape: Sequence[int]) -> int:
-    """How many images of a shape (H, W, C) a network is evaluated on at once."""
-    return max(_LEAST_AT_ONCE, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (shape[0] * shape[1])))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ import numpy as np
 
 from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.inference import compiled_inference
-from resnet_tf.cli.material import Part, part_to_test
+from resnet_tf.cli.material import part_to_test
 from resnet_tf.cli.own_images import images_to_test
 from resnet_tf.cli.predict import framing_of
 from resnet_tf.data.dataset import is_own
+from resnet_tf.data.part import Part
 from resnet_tf.errors import UserError
 from resnet_tf.evaluation.score import Score, head_kind, score_batches
 from resnet_tf.framing import Framing

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from resnet_tf.cli.material import Part
+from resnet_tf.data.part import Part
 from resnet_tf.evaluation.score import compiled_forward, score_batches
 from resnet_tf.fused import fused_view
 from resnet_tf.training.contracts import Validate

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_tf.cli.courses import read_course
-from resnet_tf.cli.material import images_at_once
+from resnet_tf.data.part import images_at_once
 from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
 from resnet_tf.evaluation.curves import save_curves
 
