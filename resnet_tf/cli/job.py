@@ -141,6 +141,13 @@ class Job:
         self.replicas.check_batch(recipe.batch_size, recipe.accumulate)
         if request.jit_compile and self.replicas.strategy is not None:
             raise UserError("--jit-compile does not go with several devices; leave it out, or add --strategy none")
+        length = recipe.length(len(material.train))
+        if request.unfreeze_at is not None and request.unfreeze_at >= length:
+            raise UserError(
+                f"--unfreeze-at {request.unfreeze_at} is not before the end of the training, which has {length} "
+                "iterations; give a smaller number, or leave it out"
+            )
+        self.schedule = Schedule(recipe, length, request.unfreeze_at, request.unfreeze_learning_rate)
         if request.tensorboard_every is not None:
             need("tensorboard", "tensorboard")
             need("matplotlib", "tensorboard")
@@ -172,13 +179,6 @@ class Job:
             replicas=self.replicas.count,
         )
         self.step, self.steps = self._functions()
-        length = recipe.length(len(material.train))
-        if request.unfreeze_at is not None and request.unfreeze_at >= length:
-            raise UserError(
-                f"--unfreeze-at {request.unfreeze_at} is not before the end of the training, which has {length} "
-                "iterations; give a smaller number, or leave it out"
-            )
-        self.schedule = Schedule(recipe, length, request.unfreeze_at, request.unfreeze_learning_rate)
 
     def _functions(self) -> tuple[TrainStep, TrainStep]:
         """One update of what trains now, and several in one call."""
