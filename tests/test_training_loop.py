@@ -274,7 +274,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert [row["iteration"] for row in again.training.rows] == [3, 6, 9, 10]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     def stop(run, result):
         signal.raise_signal(number)
@@ -326,6 +326,20 @@ def test_a_second_signal_ends_the_process_at_once(python):
         "    print('still here')\n"
     )
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "True\n")
+
+
+def test_hang_ups_of_a_closing_terminal(python):
+    program = (
+        "import signal, sys\n"
+        "from resnet_tf.training.signals import StopRequest\n"
+        "if sys.argv[1] == 'nohup': signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with StopRequest() as stop:\n"
+        "    for _ in range(2): signal.raise_signal(signal.SIGHUP)\n"
+        "    print(stop.signal == signal.SIGHUP)\n"
+    )
+    for how, printed in (("", "True\n"), ("nohup", "False\n")):
+        result = python(program, how)
+        assert (result.returncode, result.stdout) == (0, printed)
 
 
 def assert_checkpoints_finite(path):

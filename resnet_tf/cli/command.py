@@ -1,14 +1,17 @@
 """What all commands share: one-line errors, and TensorFlow without its start-up noise."""
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from resnet_tf.cli.output import flush_output, going_on_unheard, silence
 from resnet_tf.errors import UserError
 
 
@@ -36,20 +39,31 @@ def floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def exit_code_of(command: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
+def exit_code_of(command: Callable[[Sequence[str]], Any], argv: Sequence[str], unheard: bool = False) -> int:
     """Run a command's main function and turn its errors into one line on stderr.
 
+    Args:
+        command: main function.
+        argv: its arguments.
+        unheard: whether it goes on when nobody takes what it prints.
+
     Returns:
-        0; 2 after a `UserError`; 128 plus the number of the signal that stopped it.
+        0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
+        reader of its output has gone (as with `| head`).
     """
-    try:
-        code = command(argv)
-    except UserError as error:
-        print(f"resnet-tf: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("resnet-tf: interrupted", file=sys.stderr)
-        return 130
+    with going_on_unheard() if unheard else contextlib.nullcontext():
+        try:
+            code = command(argv)
+            flush_output()
+        except UserError as error:
+            print(f"resnet-tf: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("resnet-tf: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            silence(sys.stdout)
+            return 128 + signal.SIGPIPE
     return code if isinstance(code, int) else 0
 
 

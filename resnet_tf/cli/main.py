@@ -19,6 +19,8 @@ COMMANDS = {
     "summary": "parameters and multiply-adds of a network, by stage",
     "export": "write a model in another format and compare it",
 }
+# What these make is in files, and takes long.
+UNHEARD = ("train", "reproduce", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None takes those of the process.
 
     Returns:
-        Exit code: 0, 1 for partly done, 2 for an error of use, 130 or 143 after a signal.
+        Exit code: 0, 1 for partly done, 2 for an error of use, 128 plus its number after a signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="resnet-tf", description="Residual networks for TensorFlow 2 and Keras 3.")
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=about, add_help=False)
     chosen = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"resnet_tf.cli.{chosen.replace('-', '_')}")
-    return exit_code_of(module.main, arguments[1:])
+    return exit_code_of(module.main, arguments[1:], unheard=chosen in UNHEARD)
 
 
 def entry_point() -> None:

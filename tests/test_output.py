@@ -1,0 +1,73 @@
+"""Output that nobody reads any more, and output that cannot be written."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from resnet_tf.cli.command import exit_code_of
+from resnet_tf.cli.main import main
+from tests.conftest import TINY
+
+
+def unread():
+    """A context in which standard output is a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return contextlib.redirect_stdout(open(writer, "w"))
+
+
+def test_a_command_ends_where_nobody_reads(capfd):
+    said = []
+
+    def command(argv):
+        for number in range(10):
+            print(number, flush=True)
+            said.append(number)
+
+    with unread():
+        assert exit_code_of(command, []) == 141
+    assert (said, capfd.readouterr().err) == ([], "")
+
+
+def test_what_is_left_at_the_end_counts_too(capfd):
+    with unread():
+        assert exit_code_of(lambda argv: print("one line"), []) == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("small_data")
+def test_a_training_goes_on_without_a_reader(tmp_path, capfd):
+    flags = ["--iterations", "12", "--eval-every", "6", "--run-dir", str(tmp_path / "run")]
+    with unread():
+        assert main(["train", *TINY, *flags]) == 0
+    assert "iteration 12/12" in (tmp_path / "run" / "log.txt").read_text()
+    assert (tmp_path / "run" / "final.keras").exists()
+    assert capfd.readouterr().err == "resnet-tf: the output cannot be written any more (Broken pipe); going on\n"
+
+
+def test_the_interpreter_ends_quietly(python):
+    program = (
+        "import os, sys\n"
+        "from resnet_tf.cli.command import exit_code_of\n"
+        "reader, writer = os.pipe()\n"
+        "os.close(reader)\n"
+        "os.dup2(writer, 1)\n"
+        "length, unheard = map(int, sys.argv[1:])\n"
+        "sys.exit(exit_code_of(lambda argv: print('x' * length), [], unheard=bool(unheard)))"
+    )
+    for length in (1, 100_000):
+        result = python(program, length, 0)
+        assert (result.returncode, result.stderr) == (141, "")
+        result = python(program, length, 1)
+        assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_onto_a_full_disk(capfd):
+    with open("/dev/full", "w") as stream, contextlib.redirect_stdout(stream):
+        assert exit_code_of(lambda argv: print("one line"), []) == 2
+    assert capfd.readouterr().err == (
+        "resnet-tf: error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
+    )
