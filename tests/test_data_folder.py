@@ -126,6 +126,12 @@ def test_folders_that_cannot_be_used(tmp_path, names, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_whose_name_is_no_text(tmp_path):
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(UserError, match=r"the class folder b'caf\\xe9' in .* is not in UTF-8; rename it"):
+        read_folder(tmp_path)
+
+
 def test_no_folder(tmp_path):
     for path in (tmp_path / "none", plant(tmp_path, "a.jpg") / "a.jpg"):
         with pytest.raises(UserError, match="is no folder"):

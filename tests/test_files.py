@@ -21,6 +21,8 @@ def test_writing_and_replacing(tmp_path):
     write_text(path, "old")
     write_text(path, "neu: ü\n")
     assert path.read_bytes() == "neu: ü\n".encode()
+    write_text(path, os.fsdecode(b"caf\xe9.jpg"))
+    assert path.read_bytes() == rb"caf\udce9.jpg"
     write_json(path, {"b": [1, None], "a": 0.1})
     assert json.loads(path.read_text()) == {"b": [1, None], "a": 0.1}
     assert path.read_text().index('"b"') < path.read_text().index('"a"')

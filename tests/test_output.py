@@ -1,6 +1,7 @@
-"""Output that nobody reads any more, and output that cannot be written."""
+"""Output that nobody reads any more, that cannot be written, or whose encoding lacks what is to be said."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -71,3 +72,11 @@ def test_output_onto_a_full_disk(capfd):
     assert capfd.readouterr().err == (
         "resnet-tf: error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
     )
+
+
+def test_characters_that_the_encoding_lacks():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(stream):
+        assert main(["train", "--list-models"]) == 0
+        print("10 ± 1", os.fsdecode(b"\xff.png"), flush=True)
+    assert stream.buffer.getvalue().endswith(b"10 \\xb1 1 \\udcff.png\n")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from resnet_tf import __version__
 from resnet_tf.cli.command import Parser, exit_code_of
+from resnet_tf.cli.output import escape_unprintable
 
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 for partly done, 2 for an error of use, 128 plus its number after a signal.
     """
+    escape_unprintable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="resnet-tf", description="Residual networks for TensorFlow 2 and Keras 3.")
     parser.add_argument("--version", action="version", version=f"resnet-tf {__version__}")

@@ -1,12 +1,19 @@
-"""Standard output that nobody takes any more: the reader of a pipe has gone, or the disk behind it is full."""
+"""Standard output that cannot take everything: no reader, no room, or an encoding that lacks a character."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 from resnet_tf.errors import UserError
+
+
+def escape_unprintable() -> None:
+    """Let stdout show what its encoding lacks, and file names that are no text, as escapes instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def silence(stream: TextIO) -> None:

@@ -35,7 +35,8 @@ def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None 
 
     Raises:
         UserError: the folder or one in it cannot be read, has no class folders or no images, has a split twice or
-            none to train on, or has images of a class in one split that the classes do not know.
+            none to train on, has images of a class in one split that the classes do not know, or a class folder
+            whose name is no text.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -43,7 +44,7 @@ def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None 
             f"{root} is no folder; give one that holds a folder of images per class, or a list with list:FILE"
         )
     splits = _splits(root)
-    names = tuple(class_names or natural_order(_folders(splits["train"])))
+    names = tuple(class_names or _class_names(splits["train"]))
     found = {split: _read_split(folder, names) for split, folder in splits.items()}
     if not any(len(files) for files in found.values()):
         raise UserError(f"{root} holds no images in its class folders; image files end in {', '.join(SUFFIXES)}")
@@ -67,6 +68,16 @@ def _splits(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} holds both {splits[split].name}/ and {name}/; keep one for the {split} images")
         splits[split] = root / name
     return splits
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = _folders(folder)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the class folder {os.fsencode(name)!r} in {folder} is not in UTF-8; rename it") from error
+    return names
 
 
 def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:

@@ -112,7 +112,7 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Append a line to log.txt, as far as the disk allows."""
         try:
-            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            with open(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except OSError:
             return  # the same line goes to the terminal; a full disk must not end the training
