@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         courses.read_course(tmp_path)
+
+
+def test_a_run_whose_name_looks_like_a_formula(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    from resnet_tf.evaluation import canvas, curves
+
+    odd = dataclasses.replace(course(), name="$^$")
+    for made in (curves.draw_curves(odd), curves.draw_comparison([odd])):
+        canvas.save(made, tmp_path / "made.png")
 
 
 def test_what_the_figure_shows():

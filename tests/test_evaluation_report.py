@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -55,6 +56,13 @@ def test_pictures_are_in_the_page(tmp_path, said):
     for name in ("confusion", "examples", "calibration"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "report.html").read_text().count("<img ") == 4
+
+
+def test_names_that_matplotlib_would_read_as_formulas(tmp_path, said):
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    odd = dataclasses.replace(said, class_names=("$^$", "$1 and $2", r"a\b$$"))
+    write_report(tmp_path, odd, images(14), NUMBERS, title="$^$")
+    assert (tmp_path / "confusion.png").exists()
 
 
 def test_cells_of_the_confusion_matrix(said):

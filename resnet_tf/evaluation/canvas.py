@@ -39,6 +39,11 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def literal(name: str) -> str:
+    """A name as matplotlib writes it letter by letter: between two dollar signs it would read a formula."""
+    return name.replace("$", r"\$")
+
+
 def save(made: Any, path: Path, dpi: int = 110) -> None:
     """Replace a picture as a whole; the suffix gives the format.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_tf.evaluation.canvas import INK, PALE, SECOND, THIRD, figure, save
+from resnet_tf.evaluation.canvas import INK, PALE, SECOND, THIRD, figure, literal, save
 from resnet_tf.evaluation.course import Course, envelope, find_drops, smooth
 
 _POINTS = 1500  # stretches that a long series is drawn in; a picture has no more columns
@@ -34,7 +34,7 @@ def draw_curves(course: Course) -> Any:
         rate.set_ylim(bottom=0)
     _mark_drops((loss, accuracy, rate), course)
     _epochs_above(loss, course.steps_per_epoch)
-    made.suptitle(course.name)
+    made.suptitle(literal(course.name))
     return made
 
 
@@ -60,12 +60,13 @@ def draw_comparison(courses: Sequence[Course]) -> Any:
     loss, accuracy = made.subplots(2, 1, sharex=True)
     for index, course in enumerate(courses):
         style = {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.4}
+        name = literal(course.name)
         smoothed = smooth(course.losses, _width(course)) if course.losses.size else course.column("train_loss")
-        loss.plot(*smoothed, label=course.name, **style)
+        loss.plot(*smoothed, label=name, **style)
         validated = course.column("validation_accuracy")
         x, y = validated if len(validated[0]) else course.column("train_accuracy")
         marked = {"marker": _MARKERS[index % len(_MARKERS)], "ms": 4, "markevery": max(1, len(x) // 12)}
-        label = course.name if len(validated[0]) else f"{course.name} (training: it has no validation)"
+        label = name if len(validated[0]) else f"{name} (training: it has no validation)"
         accuracy.plot(x, 100 * y, label=label, **style, **marked)
     loss.set(ylabel="training loss, smoothed (nats)", yscale="log")
     _plain_ticks(loss)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_tf import metrics
-from resnet_tf.evaluation.canvas import INK, PALE, figure
+from resnet_tf.evaluation.canvas import INK, PALE, figure, literal
 from resnet_tf.evaluation.predictions import Predictions, choose_examples
 
 
@@ -113,7 +113,7 @@ def _caption(predictions: Predictions, index: int) -> str:
     names, percent = predictions.class_names, 100 * predictions.confidences[index]
     predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
     verdict = "right" if predicted == true else f"is {true}"
-    return f"{predicted} {percent:.0f} %\n{verdict}"
+    return literal(f"{predicted} {percent:.0f} %\n{verdict}")
 
 
 def _percent(share: float, few: bool) -> str:
@@ -131,7 +131,7 @@ def _draw_matrix(axes: Any, values: NDArray[Any], texts: list[list[str]], names:
             if text:
                 colour = "white" if dark[row, column] else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-    places = np.arange(len(names))
+    names, places = [literal(name) for name in names], np.arange(len(names))
     label_size = 9 if len(names) <= _FEW else 6
     axes.set_xticks(places, names, rotation=90 if len(names) > _FEW else 45, fontsize=label_size)
     if len(names) <= _FEW:
