@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -51,6 +52,16 @@ def test_a_disk_that_refuses_the_numbers(finished_run, tmp_path, monkeypatch, ca
     assert resnet_tf(["evaluate", str(finished_run[0]), "--json", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
     assert "x.json cannot be written ([Errno 28] No space left on device); give another file" in error
+
+
+def test_data_of_other_classes(finished_run, monkeypatch, shapes, capsys):
+    monkeypatch.setattr(
+        "resnet_tf.cli.scoring.load_dataset",
+        lambda name, data_dir: dataclasses.replace(shapes, class_names=("airplane", *shapes.class_names[1:])),
+    )
+    assert resnet_tf(["evaluate", str(finished_run[0]), "--dataset", "cifar10"]) == 2
+    error = capsys.readouterr().err
+    assert "knows the classes circle, square, triangle, star, cross, …; cifar10 has airplane, square, tri" in error
 
 
 @pytest.mark.parametrize("batch_size", ["7", "40", "1000"])

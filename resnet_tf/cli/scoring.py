@@ -15,7 +15,7 @@ from resnet_tf.cli.own_images import images_to_test
 from resnet_tf.cli.predict import framing_of
 from resnet_tf.data.dataset import is_own
 from resnet_tf.data.part import Part
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, some
 from resnet_tf.evaluation.score import Score, head_kind, score_batches
 from resnet_tf.framing import Framing
 from resnet_tf.metrics import log_softmax
@@ -35,15 +35,20 @@ def find_tests(model: keras.Model, sidecar: dict[str, Any], dataset: str, argume
     """The test images of a data set as a model sees them.
 
     Raises:
-        UserError: there are none, or they cannot be used.
+        UserError: there are none, they cannot be used, or they are of other classes than the model's.
     """
+    names = sidecar.get("class_names")
     known = (sidecar.get("preprocessing") or {}).get("framing")
     framing = None if known is None else Framing(**known)
     if not is_own(dataset):
         data = load_dataset(dataset, arguments.data_dir)
+        if names is not None and list(names) != list(data.class_names):
+            raise UserError(
+                f"{arguments.model} knows the classes {some(names)}; {dataset} has {some(data.class_names)}; evaluate "
+                "it on what it was trained on (leave --dataset out), or on own images of its classes"
+            )
         return Labelled(dataset, data.source, data.class_names, part_to_test(data, framing))
     on_bad = arguments.on_bad_image or sidecar.get("on_bad_image", "stop")
-    names = sidecar.get("class_names")
     files = images_to_test(dataset, arguments.dataset is not None, on_bad, names)
     framing = framing or framing_of(model.input_shape, sidecar, None, None)
     return Labelled(dataset, "own images", files.class_names, part_to_test(files, framing))

@@ -8,7 +8,7 @@ from typing import NoReturn
 import numpy as np
 
 from resnet_tf.data.image_files import ImageFiles, natural_order
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, some
 from resnet_tf.images import SUFFIXES
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -85,7 +85,7 @@ def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
     unknown = [name for name in strangers if next(_images(folder / name), None) is not None]
     if unknown:
         raise UserError(
-            f"{folder} has {_some(unknown)}, which the {len(class_names)} classes ({_some(class_names)}) do not know; "
+            f"{folder} has {some(unknown)}, which the {len(class_names)} classes ({some(class_names)}) do not know; "
             "rename or remove it"
         )
     paths: list[str] = []
@@ -130,7 +130,3 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant the right to, or move it") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_tf.data.image_files import ImageFiles, natural_order
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, some
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
 _LABEL_COLUMNS = ("label", "class", "class_name", "class_id", "target", "category")
@@ -75,7 +75,7 @@ def _files(rows: list[_Row], index: dict[str, int], numbered: bool, names: tuple
         if label is None:
             known = list(index)
             in_a_row = known == list(map(str, range(len(known))))
-            allowed = f"0 to {len(known) - 1}" if in_a_row else ", ".join(known[:5]) + (", …" if known[5:] else "")
+            allowed = f"0 to {len(known) - 1}" if in_a_row else some(known)
             raise UserError(
                 f"{row.where} has the label {row.label!r}, which is none of the classes ({allowed}); mend it"
             )

@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, some
 from resnet_tf.recursion import room_for_depth
 from resnet_tf.transfer.checkpoint import Tensors, read_checkpoint
 from resnet_tf.transfer.published import published_file
@@ -117,7 +117,7 @@ class KerasModelWeights:
         if unlike:
             raise UserError(
                 f"{self.path} does not fit {model.name}: {len(unlike)} variables are missing or of other shapes "
-                f"({', '.join(unlike[:4])}{', …' if len(unlike) > 4 else ''}); build the network that it was made from"
+                f"({some(unlike)}); build the network that it was made from"
             )
         for path, variable in ours.items():
             variable.assign(theirs[path])

@@ -1,13 +1,13 @@
 """From PyTorch's tensors to the variables of a model: names, layouts, and nothing left over on either side."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, some
 from resnet_tf.transfer.sources import Source
 from resnet_tf.transfer.tensors import StoredTensor
 
@@ -110,7 +110,7 @@ def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, StoredTensor], s
     if any(names for _, names in faults):
         raise UserError(
             "it does not fit the model: "
-            + "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in faults if names)
+            + "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in faults if names)
             + "; name the model, and the shortcut, that it was made for"
         )
 
@@ -118,7 +118,3 @@ def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, StoredTensor], s
 def _torch_shape(variable: Any) -> tuple[int, ...]:
     shape = tuple(variable.shape)
     return tuple(shape[axis] for axis in np.argsort(_LAYOUTS[len(shape)]))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
