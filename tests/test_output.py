@@ -45,7 +45,7 @@ def test_a_training_goes_on_without_a_reader(tmp_path, capfd):
         assert main(["train", *TINY, *flags]) == 0
     assert "iteration 12/12" in (tmp_path / "run" / "log.txt").read_text()
     assert (tmp_path / "run" / "final.keras").exists()
-    assert capfd.readouterr().err == "resnet-tf: the output cannot be written any more (Broken pipe); going on\n"
+    assert capfd.readouterr().err == ""
 
 
 def test_the_interpreter_ends_quietly(python):
@@ -62,7 +62,7 @@ def test_the_interpreter_ends_quietly(python):
         result = python(program, length, 0)
         assert (result.returncode, result.stderr) == (141, "")
         result = python(program, length, 1)
-        assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+        assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
@@ -71,6 +71,11 @@ def test_output_onto_a_full_disk(capfd):
         assert exit_code_of(lambda argv: print("one line"), []) == 2
     assert capfd.readouterr().err == (
         "resnet-tf: error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
+    )
+    with open("/dev/full", "w") as stream, contextlib.redirect_stdout(stream):
+        assert exit_code_of(lambda argv: [print("one line", flush=True) for _ in range(3)], [], unheard=True) == 0
+    assert capfd.readouterr().err == (
+        "resnet-tf: the output cannot be written any more (No space left on device); going on\n"
     )
 
 

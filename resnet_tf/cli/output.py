@@ -69,5 +69,7 @@ class _Lasting:
 
     def _give_up(self, error: OSError) -> None:
         silence(self._stream)
+        if isinstance(error, BrokenPipeError):
+            return  # `| head` wants to hear nothing of it
         with contextlib.suppress(OSError):
             print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)
