@@ -15,14 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.data.file_source import FileSource, FramedSource
-from resnet_tf.data.image_files import ImageFiles
-from resnet_tf.data.ordered import source_statistics
-from resnet_tf.data.own_images import find_own
-from resnet_tf.data.pipeline import Batches
-from resnet_tf.data.policies import POLICIES, augmentation
-from resnet_tf.data.scan import scan
-from resnet_tf.opencv import cv2
+from resnet_tf.data.image_check import scan
+from resnet_tf.data.image_folder import ImageFiles, find_own
+from resnet_tf.data.image_io import cv2
+from resnet_tf.data.loader import Batches, FileSource, FramedSource, source_statistics
+from resnet_tf.data.transforms import POLICIES, augmentation
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from resnet_tf.data.augment import NoAugmentation, PadCropFlip
-from resnet_tf.data.pipeline import ArraySource, Batches
+from resnet_tf.data.loader import ArraySource, Batches
+from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
 
 BATCH, STEPS, ROUNDS = 128, 400, 5
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from resnet_tf.cli import predict as command
 from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.data.image_io import cv2
 from resnet_tf.models.registry import build_model
-from resnet_tf.opencv import cv2
-from resnet_tf.predict import find_images, predict_files
+from resnet_tf.prediction import find_images, predict_files
 
 
 def main():

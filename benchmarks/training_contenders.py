@@ -13,9 +13,9 @@ from benchmarks.rounds import serve, timed
 
 def compiled_step(model: str, policy: str):
     from resnet_tf import RECIPES, fused_view
-    from resnet_tf.training.devices import set_threads
-    from resnet_tf.training.optim import make_optimizer
-    from resnet_tf.training.steps import make_train_step
+    from resnet_tf.training.optimizer import make_optimizer
+    from resnet_tf.training.runtime import set_threads
+    from resnet_tf.training.step import make_train_step
 
     set_threads(0)
     recipe = RECIPES["he2015"]
@@ -48,14 +48,14 @@ class Silent:
 
 
 def whole_loop(model: str, policy: str) -> None:
-    from resnet_tf.data.augment import PadCropFlip
-    from resnet_tf.data.pipeline import ArraySource, Batches
+    from resnet_tf.data.loader import ArraySource, Batches
     from resnet_tf.data.shapes import load_shapes
+    from resnet_tf.data.transforms import PadCropFlip
     from resnet_tf.recipes import RECIPES
-    from resnet_tf.training.contracts import Intervals
-    from resnet_tf.training.loop import Training
-    from resnet_tf.training.run_folder import RunFolder
+    from resnet_tf.training.run_dir import RunFolder
     from resnet_tf.training.schedule import Schedule
+    from resnet_tf.training.state import Intervals
+    from resnet_tf.training.trainer import Training
 
     train = load_shapes().train
     network, optimizer, step = compiled_step(model, policy)

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.data.image_io import cv2
 from resnet_tf.data.shapes import load_shapes
-from resnet_tf.opencv import cv2
 
 TRAIN, VALIDATION = 128, 40
 MOST_GB = 3.0

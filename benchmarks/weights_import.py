@@ -44,8 +44,7 @@ def make_checkpoint(path):
     import numpy as np
 
     from resnet_tf.models.registry import build_model
-    from resnet_tf.transfer.sources import TORCHVISION
-    from resnet_tf.transfer.torch_weights import _torch_shape, _variables_by_torch_name
+    from resnet_tf.pretrained.torch_mapping import TORCHVISION, _torch_shape, _variables_by_torch_name
     from tests.test_transfer_torch import pickled, tensor
 
     variables = _variables_by_torch_name(build_model("resnet152"), TORCHVISION)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from resnet_tf.models.features import feature_extractor
     from resnet_tf.models.imagenet import imagenet_resnet
     from resnet_tf.models.registry import build_model, list_models
+    from resnet_tf.pretrained.zoo import list_weights
+    from resnet_tf.process import room_for_depth
     from resnet_tf.recipes import RECIPES, Recipe
-    from resnet_tf.recursion import room_for_depth
-    from resnet_tf.shipped import list_weights
-    from resnet_tf.training.history import read_iterations
+    from resnet_tf.training.logs import read_iterations
 
 _HOMES = {
     "RECIPES": "recipes",
@@ -32,10 +32,10 @@ _HOMES = {
     "fused_view": "fused",
     "imagenet_resnet": "models.imagenet",
     "list_models": "models.registry",
-    "list_weights": "shipped",
-    "read_iterations": "training.history",
+    "list_weights": "pretrained.zoo",
+    "read_iterations": "training.logs",
     "residual_block": "models.blocks",
-    "room_for_depth": "recursion",
+    "room_for_depth": "process",
 }
 
 __all__ = [

@@ -1,6 +1,8 @@
-"""The one exception that a command turns into a single line on stderr, and what such lines are made with."""
+"""The error that a command prints as one line, and what such messages are made with."""
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -14,3 +16,25 @@ class UserError(Exception):
 def some(names: Sequence[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def need(module: str, extra: str) -> Any:
+    """Import an optional module.
+
+    Args:
+        module: dotted name, such as "matplotlib.figure".
+        extra: the extra of this package that brings it.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: it is not installed; the message says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"{package} cannot be imported ({error}); install it with: pip install 'resnet_tf[{extra}]'"
+        ) from error

@@ -13,11 +13,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.errors import UserError
-from resnet_tf.extras import need
+from resnet_tf.errors import UserError, need
 from resnet_tf.files import replacing
 from resnet_tf.fused import fused_view
-from resnet_tf.quiet import quiet
+from resnet_tf.process import quiet
 
 FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")

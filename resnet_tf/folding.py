@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from resnet_tf.recursion import room_for_depth
+from resnet_tf.process import room_for_depth
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:

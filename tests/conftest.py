@@ -19,7 +19,7 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from resnet_tf.training.devices import set_threads  # noqa: E402
+from resnet_tf.training.runtime import set_threads  # noqa: E402
 
 set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
 tf.get_logger().setLevel("ERROR")

@@ -1,6 +1,7 @@
-"""Which part may import which, read from the source, and what importing the package does."""
+"""Which layer may import which, read from the source, and what importing the package does."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -8,19 +9,18 @@ import pytest
 import resnet_tf
 
 PACKAGE = Path(resnet_tf.__file__).parent
-PARTS = ("models", "data", "training", "evaluation", "transfer")
-# What else a leaf of the package may import of it.
-LEAVES = {
-    "errors": set(),
-    "metrics": set(),
-    "recursion": set(),
-    "files": set(),
-    "recipes": {"errors"},
-    "opencv": {"errors"},
-    "papers": set(),
-    "shipped": {"errors"},
-    "synchronized": set(),
-    "fused": {"recursion", "synchronized"},
+# From the bottom to the top; a file imports from layers below its own, and from its own without cycles.
+LAYERS = (
+    {"errors", "files", "process", "recipes"},
+    {"models", "data", "pretrained", "reports", "fused", "folding", "summary", "inference"},
+    {"training"},
+    {"export", "prediction"},
+    {"cli", "__main__"},
+)
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
 }
 
 
@@ -40,39 +40,34 @@ def imports(path):
 
 
 def own(path):
-    """First name below the package of what a file imports of it."""
-    return {name.split(".")[1] for name in imports(path) if name.startswith("resnet_tf.")}
+    """Modules of the package that a file imports, or names from."""
+    names = [name.removeprefix("resnet_tf.") for name in imports(path) if name.startswith("resnet_tf.")]
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_parts_do_not_import_one_another(part):
-    for path in (PACKAGE / part).rglob("*.py"):
-        others = own(path) & (set(PARTS) - {part})
-        if path == PACKAGE / "models" / "registry.py":
-            others -= {"transfer"}  # weights=
-        assert not others, f"{path.name} imports {others}"
+def layer_of(module):
+    return next(number for number, members in enumerate(LAYERS) if module.split(".")[0] in members)
 
 
-def test_nobody_imports_the_commands():
-    for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "cli" and path.name != "__main__.py":
-            assert "cli" not in own(path), path
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_imports_nothing_from_layers_above_its_own(module):
+    above = {other for other in own(MODULES[module]) if layer_of(other) > layer_of(module)}
+    assert not above, f"{module} imports {above}"
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaves_import_next_to_nothing(leaf):
-    assert own(PACKAGE / f"{leaf}.py") <= LEAVES[leaf]
+def test_no_imports_go_in_a_circle():
+    graphlib.TopologicalSorter({module: own(path) for module, path in MODULES.items()}).prepare()
 
 
 def test_what_must_answer_fast_imports_no_framework():
-    for name in ("errors", "files", "recipes", "recursion", "metrics", "papers", "shipped"):
-        heavy = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")} & {"tensorflow", "keras", "cv2"}
+    for name in (*LAYERS[0], "reports.metrics", "pretrained.zoo"):
+        heavy = {module.split(".")[0] for module in imports(MODULES[name])} & {"tensorflow", "keras", "cv2"}
         assert not heavy, f"{name} imports {heavy}"
 
 
 def test_opencv_is_imported_in_one_place():
-    users = {path.name for path in PACKAGE.rglob("*.py") if {"cv2"} & {n.split(".")[0] for n in imports(path)}}
-    assert users == {"opencv.py"}
+    users = {name for name, path in MODULES.items() if {"cv2"} & {n.split(".")[0] for n in imports(path)}}
+    assert users == {"data.image_io"}
 
 
 def test_importing_the_package_is_silent_and_changes_nothing(python):
@@ -91,7 +86,7 @@ def test_using_the_package_changes_no_environment(python):
         "import os, sys\n"
         "import keras\n"
         "before = dict(os.environ)\n"
-        "import resnet_tf, resnet_tf.predict\n"
+        "import resnet_tf, resnet_tf.prediction\n"
         "model = resnet_tf.fused_view(resnet_tf.build_model('resnet8_v2'))\n"
         "assert dict(os.environ) == before\n"
         "assert keras.config.dtype_policy().name == 'float32'\n"

@@ -220,7 +220,7 @@ def test_an_environment_that_cannot_work(prepare, says, tmp_path, monkeypatch, c
 
 def test_a_missing_system_library_names_both_ways_out(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in [m for m in sys.modules if m == "cv2" or m.startswith(("resnet_tf.opencv", "resnet_tf.data"))]:
+    for name in [m for m in sys.modules if m == "cv2" or m.startswith(("resnet_tf.data.image_io", "resnet_tf.data"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "resnet_tf.cli.job", raising=False)
     monkeypatch.setitem(sys.modules, "cv2", None)

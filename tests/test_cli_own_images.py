@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 from resnet_tf.cli import evaluate, material, predict
-from resnet_tf.cli.datasets import short_name
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train import main, summary
 from resnet_tf.cli.train_options import make_parser
-from resnet_tf.data.dataset import Split
+from resnet_tf.data.dataset import Split, short_name
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.canvas import can_draw
-from resnet_tf.training.history import read_iterations
+from resnet_tf.reports.plots import can_draw
+from resnet_tf.training.logs import read_iterations
 from tests.conftest import exit_code, stopping_after
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")

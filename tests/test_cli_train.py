@@ -13,7 +13,7 @@ from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
-from resnet_tf.training.history import COLUMNS, read_iterations
+from resnet_tf.training.logs import COLUMNS, read_iterations
 from tests.conftest import exit_code
 
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")

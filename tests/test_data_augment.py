@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resnet_tf.data.augment import NoAugmentation, PadCropFlip, mean_fill
+from resnet_tf.data.transforms import NoAugmentation, PadCropFlip, mean_fill
 
 
 def random_image(channels=3, height=32, width=32, seed=0):

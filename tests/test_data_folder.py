@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.dataset import is_own
-from resnet_tf.data.folder import read_folder
-from resnet_tf.data.image_files import ImageFiles, natural_order
-from resnet_tf.data.listfile import read_list
-from resnet_tf.data.own_images import find_own
+from resnet_tf.data.image_folder import ImageFiles, find_own, natural_order, read_folder
+from resnet_tf.data.image_list import read_list
 from resnet_tf.errors import UserError
 
 

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.data.augment import NoAugmentation, PadCropFlip
-from resnet_tf.data.on_device import CopiedBatches, ResidentImages, make_feed
-from resnet_tf.data.pipeline import ArraySource, Batches
+from resnet_tf.data.device_loader import CopiedBatches, ResidentImages, make_feed
+from resnet_tf.data.loader import ArraySource, Batches
+from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe
 from resnet_tf.training import checkpoint
-from resnet_tf.training.optim import make_optimizer
-from resnet_tf.training.steps import make_train_step, make_train_steps
+from resnet_tf.training.optimizer import make_optimizer
+from resnet_tf.training.step import make_train_step, make_train_steps
 
 
 def some_batches(policy, shape=(6, 5, 3), count=40):

@@ -3,8 +3,8 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_tf.data.augment import NoAugmentation, PadCropFlip
-from resnet_tf.data.pipeline import ArraySource, Batches, epoch_draws, epoch_order
+from resnet_tf.data.loader import ArraySource, Batches, epoch_draws, epoch_order
+from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
 from resnet_tf.errors import UserError
 
 COUNT = 200

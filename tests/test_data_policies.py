@@ -5,18 +5,23 @@ import time
 import numpy as np
 import pytest
 
-from resnet_tf.data import colour
-from resnet_tf.data.augment import NoAugmentation, PadCropFlip
+from resnet_tf.data import image_ops as colour
 from resnet_tf.data.dataset import channel_statistics
-from resnet_tf.data.file_source import FileSource, FramedSource
-from resnet_tf.data.geometry import BOX_DRAWS, crop, flip, random_box, rotate
-from resnet_tf.data.image_files import ImageFiles
-from resnet_tf.data.ordered import ordered_batches, source_statistics
-from resnet_tf.data.pipeline import ArraySource, Batches
-from resnet_tf.data.policies import POLICIES, OwnPolicy, RandomCropFlip, Strong, augmentation, own_augmentation
+from resnet_tf.data.image_folder import ImageFiles
+from resnet_tf.data.image_io import cv2
+from resnet_tf.data.image_ops import BOX_DRAWS, Framing, crop, flip, random_box, resize, rotate
+from resnet_tf.data.loader import ArraySource, Batches, FileSource, FramedSource, ordered_batches, source_statistics
+from resnet_tf.data.transforms import (
+    POLICIES,
+    NoAugmentation,
+    OwnPolicy,
+    PadCropFlip,
+    RandomCropFlip,
+    Strong,
+    augmentation,
+    own_augmentation,
+)
 from resnet_tf.errors import UserError
-from resnet_tf.framing import Framing, resize
-from resnet_tf.opencv import cv2
 
 
 def random_image(height=40, width=30, seed=0):

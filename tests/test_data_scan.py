@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_tf.data.file_source import FileSource
-from resnet_tf.data.folder import read_folder
-from resnet_tf.data.image_files import ImageFiles
-from resnet_tf.data.listfile import read_list
-from resnet_tf.data.scan import scan
+from resnet_tf.data.image_check import scan
+from resnet_tf.data.image_folder import ImageFiles, read_folder
+from resnet_tf.data.image_io import cv2, read_image
+from resnet_tf.data.image_list import read_list
+from resnet_tf.data.loader import FileSource
 from resnet_tf.errors import UserError
-from resnet_tf.images import read_image
-from resnet_tf.opencv import cv2
 from tests.test_images import CMYK, encoded, exif
 
 GOOD = 6
@@ -246,7 +244,7 @@ def test_images_to_evaluate_on_need_no_classes_filled(tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """The files that a scan decodes."""
-    from resnet_tf.data import scan as module
+    from resnet_tf.data import image_check as module
 
     decoded = []
     judge = module.judge
@@ -300,7 +298,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path):
 
 
 def test_an_interrupted_scan_keeps_what_it_found(tmp_path, monkeypatch, counted):
-    from resnet_tf.data import scan as module
+    from resnet_tf.data import image_check as module
 
     root, cache = clean_tree(tmp_path / "data"), tmp_path / "verdicts.json"
     write(root / "cat/0 damaged.jpg", damaged_in_the_middle())
@@ -344,7 +342,7 @@ def test_a_bar_shows_on_a_terminal(tmp_path, capfd, monkeypatch):
 
 
 def test_threads_and_chunks_do_not_change_the_outcome(ill_tree, monkeypatch):
-    from resnet_tf.data import scan as module
+    from resnet_tf.data import image_check as module
 
     outcomes = []
     for threads, chunk in ((1, 1), (8, 2), (2, 100)):

@@ -4,9 +4,10 @@ import shutil
 import numpy as np
 import pytest
 
-from resnet_tf.cli import courses, watchers
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.course import Course, envelope, find_drops, smooth
+from resnet_tf.reports.curves import Course, envelope, find_drops, smooth
+from resnet_tf.training import callbacks as watchers
+from resnet_tf.training import logs as courses
 
 
 def course(iterations=400, steps_per_epoch=100):
@@ -85,7 +86,8 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_a_run_whose_name_looks_like_a_formula(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation import canvas, curves
+    from resnet_tf.reports import curves
+    from resnet_tf.reports import plots as canvas
 
     odd = dataclasses.replace(course(), name="$^$")
     for made in (curves.draw_curves(odd), curves.draw_comparison([odd])):
@@ -94,7 +96,7 @@ def test_a_run_whose_name_looks_like_a_formula(tmp_path):
 
 def test_what_the_figure_shows():
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.curves import draw_curves
+    from resnet_tf.reports.curves import draw_curves
 
     loss, accuracy, rate = draw_curves(course()).axes
     assert "nats" in loss.get_ylabel()

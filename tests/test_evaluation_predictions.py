@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from resnet_tf import metrics
-from resnet_tf.evaluation.predictions import Predictions, choose_examples, from_probabilities, most_confused
+from resnet_tf.reports import metrics
+from resnet_tf.reports.metrics import Predictions, choose_examples, from_probabilities, most_confused
 
 TRUE = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3]
 PREDICTED = [0, 0, 1, 2, 1, 1, 0, 2, 2, 2, 1, 4, 3, 2]

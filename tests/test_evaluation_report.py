@@ -10,8 +10,8 @@ import pytest
 
 from resnet_tf.cli import evaluate
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.predictions import Predictions
-from resnet_tf.evaluation.report import write_report
+from resnet_tf.reports.html import write_report
+from resnet_tf.reports.metrics import Predictions
 
 TRUE = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0])
 PREDICTED = np.array([0, 0, 1, 2, 1, 1, 0, 2, 2, 2, 1, 2, 0, 2])
@@ -67,7 +67,7 @@ def test_names_that_matplotlib_would_read_as_formulas(tmp_path, said):
 
 def test_cells_of_the_confusion_matrix(said):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.plots import draw_confusion
+    from resnet_tf.reports.plots import draw_confusion
 
     counts, shares = draw_confusion(said.confusion(), said.class_names).axes
     assert [text.get_text() for text in counts.texts] == ["3", "1", "2", "1", "2", "0", "0", "1", "4"]
@@ -78,7 +78,7 @@ def test_cells_of_the_confusion_matrix(said):
 
 def test_a_hundred_classes_are_all_named():
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.plots import draw_confusion
+    from resnet_tf.reports.plots import draw_confusion
 
     names = [f"class {i}" for i in range(100)]
     made = draw_confusion(np.eye(100, dtype=int) * 90, names)
@@ -93,7 +93,7 @@ def test_a_hundred_classes_are_all_named():
 @pytest.mark.parametrize(("choice", "expected"), [("wrong", "ant 75 %\nis cat"), ("right", "ant 75 %\nright")])
 def test_captions_of_examples(said, choice, expected):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.plots import draw_examples
+    from resnet_tf.reports.plots import draw_examples
 
     titles = [axes.get_title() for axes in draw_examples(images(14), said, choice).axes]
     assert len([title for title in titles if title]) == (5 if choice == "wrong" else 9)
@@ -102,7 +102,7 @@ def test_captions_of_examples(said, choice, expected):
 
 def test_no_wrong_example_is_no_error(said):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.plots import draw_examples
+    from resnet_tf.reports.plots import draw_examples
 
     perfect = Predictions(TRUE, TRUE, said.confidences, said.class_names)
     assert "there are none" in draw_examples(images(14), perfect, "wrong").get_suptitle()
@@ -110,7 +110,7 @@ def test_no_wrong_example_is_no_error(said):
 
 def test_reliability_diagram_shows_the_bins(said):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.evaluation.plots import draw_calibration
+    from resnet_tf.reports.plots import draw_calibration
 
     upper, lower = draw_calibration(said).axes
     assert "10.71 %" in upper.get_title()

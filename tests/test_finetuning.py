@@ -17,10 +17,10 @@ from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.recipes import get_recipe, override
-from resnet_tf.training.history import read_iterations
-from resnet_tf.training.optim import make_optimizer
-from resnet_tf.training.steps import make_train_step
-from resnet_tf.transfer.finetune import describe_trainable, freeze, thawed, unfreeze
+from resnet_tf.training.fine_tune import describe_trainable, freeze, thawed, unfreeze
+from resnet_tf.training.logs import read_iterations
+from resnet_tf.training.optimizer import make_optimizer
+from resnet_tf.training.step import make_train_step
 from tests.conftest import TINY, stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01)

@@ -6,11 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from resnet_tf import jpeg
-from resnet_tf.framing import Framing, frame, resize
-from resnet_tf.headers import stored_size
-from resnet_tf.images import UnreadableImageError, decode_image, read_bytes, read_image
-from resnet_tf.opencv import cv2
+from resnet_tf.data import image_io as jpeg
+from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image, stored_size
+from resnet_tf.data.image_ops import Framing, frame, resize
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
 # (207, 46, 139).

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from resnet_tf import metrics
+from resnet_tf.reports import metrics
 
 
 def test_confusion_rows_are_true_classes():

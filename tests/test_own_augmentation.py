@@ -10,10 +10,10 @@ import pytest
 
 from resnet_tf.cli import job
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.data.pipeline import ArraySource, Batches
-from resnet_tf.data.policies import OwnPolicy
+from resnet_tf.data.loader import ArraySource, Batches
+from resnet_tf.data.transforms import OwnPolicy
 from resnet_tf.errors import UserError
-from resnet_tf.training.history import read_iterations
+from resnet_tf.training.logs import read_iterations
 from tests.conftest import TINY, stopping_after
 from tests.test_cli_own_images import run as run_on_files
 from tests.test_cli_own_images import tree  # noqa: F401

@@ -11,9 +11,9 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.cli.predict import framing_of
+from resnet_tf.data.image_ops import Framing, frame
 from resnet_tf.errors import UserError
-from resnet_tf.framing import Framing, frame
-from resnet_tf.predict import find_images, predict_files
+from resnet_tf.prediction import find_images, predict_files
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -163,7 +163,7 @@ def test_decoding_goes_on_while_the_network_runs(tmp_path, monkeypatch):
     """When the first batch reaches the network, the next ones are being read; it waits until they are."""
     import threading
 
-    from resnet_tf import predict
+    from resnet_tf import prediction as predict
 
     paths = [write(tmp_path / f"{i}.png", np.zeros((8, 8, 3), np.uint8)) for i in range(12)]
     second_batch_read = threading.Event()

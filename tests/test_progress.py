@@ -2,8 +2,8 @@
 
 import pytest
 
-from resnet_tf.cli.progress import Progress
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.logs import Progress
+from resnet_tf.training.run_dir import RunFolder
 
 ROW = {
     "iteration": 3000,

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from resnet_tf import papers
 from resnet_tf.cli import records, reproduce
 from resnet_tf.cli.collect import collect
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.differences import chance_of, describe_differences, seed_deviation
-from resnet_tf.evaluation.results import results_table
 from resnet_tf.models.registry import list_models
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.reports import runs as papers
+from resnet_tf.reports.runs import chance_of, describe_differences, results_table, seed_deviation
+from resnet_tf.training.run_dir import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

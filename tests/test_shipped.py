@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf import build_model, list_weights, shipped
+from resnet_tf import build_model, list_weights
 from resnet_tf.cli import evaluate, export, predict, summary, train
+from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
-from resnet_tf.opencv import cv2
+from resnet_tf.pretrained import zoo as shipped
 from tools import weights as tool
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -3,10 +3,9 @@ import pytest
 from keras import layers
 
 from resnet_tf.cli import summary as command
-from resnet_tf.diagram import boxes_of
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import build_model
-from resnet_tf.summary import describe_summary, summarize
+from resnet_tf.summary import boxes_of, describe_summary, summarize
 
 # Parameters: arXiv:1512.03385 table 6 (0.27 M, 1.7 M) as counted by akamaster and torchvision; multiply-adds by hand
 # for the CIFAR networks, 4.09 G and 3.86 G for ResNet-50 with the stride on the 3x3 and on the first 1x1.

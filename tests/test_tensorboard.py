@@ -25,7 +25,7 @@ def test_an_event_file_is_read_back(train, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra tensorboard")
     import tensorflow as tf
 
-    from resnet_tf.cli.courses import read_rows
+    from resnet_tf.training.logs import read_rows
 
     flags = ("--iterations", "3", "--eval-every", "1", "--tensorboard", "--tensorboard-every", "2")
     report = train(tmp_path / "run", *flags)

@@ -15,10 +15,9 @@ from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
-from resnet_tf.training.average import make_average
-from resnet_tf.training.optim import make_optimizer
-from resnet_tf.training.steps import make_train_step, make_train_steps
-from resnet_tf.transfer.finetune import freeze, unfreeze
+from resnet_tf.training.fine_tune import freeze, unfreeze
+from resnet_tf.training.optimizer import make_average, make_optimizer
+from resnet_tf.training.step import make_train_step, make_train_steps
 from tests.conftest import stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01, batch_size=8)

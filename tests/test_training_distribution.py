@@ -12,10 +12,9 @@ import tensorflow as tf
 
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
-from resnet_tf.training import devices
-from resnet_tf.training.agreement import BLOCK, Agreement
+from resnet_tf.training import runtime as devices
 from resnet_tf.training.cluster import PATIENCE, WORKERS_HERE, read_cluster
-from resnet_tf.training.distribution import Replicas, make_replicas
+from resnet_tf.training.distribute import BLOCK, Agreement, Replicas, make_replicas
 from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
 
 TINY = (*SHAPES, "--model", "resnet8_v2", "--batch-size", "32", "--validation-size", "51", "--learning-rate", "0.01")

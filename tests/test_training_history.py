@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import resnet_tf
-from resnet_tf.training import history
-from resnet_tf.training.history import COLUMNS, IterationLog, read_iterations, write_rows
+from resnet_tf.training import logs as history
+from resnet_tf.training.logs import COLUMNS, IterationLog, read_iterations, write_rows
 
 
 def results(start, stop):

@@ -10,12 +10,13 @@ import pytest
 
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
-from resnet_tf.training import checkpoint, loop
-from resnet_tf.training.contracts import Diverged, Intervals, Stopped
-from resnet_tf.training.history import read_iterations
-from resnet_tf.training.loop import Training
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training import checkpoint
+from resnet_tf.training import trainer as loop
+from resnet_tf.training.logs import read_iterations
+from resnet_tf.training.run_dir import RunFolder
 from resnet_tf.training.schedule import Schedule
+from resnet_tf.training.state import Diverged, Intervals, Stopped
+from resnet_tf.training.trainer import Training
 
 ITERATIONS = 10
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")

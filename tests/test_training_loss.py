@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf.training.loss import balanced_weights, cross_entropy
+from resnet_tf.training.step import balanced_weights, cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(7, 4)).astype(np.float32) * 3

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe
-from resnet_tf.training.optim import decayed_variables, make_optimizer, undecayed_variables
+from resnet_tf.training.optimizer import decayed_variables, make_optimizer, undecayed_variables
 
 CONVOLUTIONS = [
     "stem_conv",

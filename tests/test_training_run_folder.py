@@ -3,7 +3,7 @@ import os
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_folder import RunFolder, difference
+from resnet_tf.training.run_dir import RunFolder, difference
 
 HOLD = """
 import sys

@@ -12,13 +12,13 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.errors import UserError
-from resnet_tf.imagenet_classes import imagenet_classes
 from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import build_model
-from resnet_tf.transfer import published
-from resnet_tf.transfer.pretrained import open_weights
+from resnet_tf.pretrained import download as published
+from resnet_tf.pretrained.keras_file import open_weights
+from resnet_tf.pretrained.zoo import imagenet_classes
 from tests.test_transfer_torch import FIXTURES, Hostile, archive
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)

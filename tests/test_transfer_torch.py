@@ -14,10 +14,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
-from resnet_tf.transfer.checkpoint import read_checkpoint
-from resnet_tf.transfer.tensors import StoredTensor
-from resnet_tf.transfer.torch_files import read_torch_file
-from resnet_tf.transfer.torch_weights import fill_model
+from resnet_tf.pretrained.torch_file import StoredTensor, read_checkpoint, read_torch_file
+from resnet_tf.pretrained.torch_mapping import fill_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -322,7 +320,7 @@ def test_one_storage_for_many_tensors_is_read_once(tmp_path, monkeypatch):
 
 def changed(tmp_path, **changes):
     """The fixture of resnet20 (option A) with tensors removed (None) or put in."""
-    from resnet_tf.transfer.pretrained import TorchWeights
+    from resnet_tf.pretrained.keras_file import TorchWeights
 
     weights = TorchWeights(FIXTURES / "akamaster_resnet20.th")
     for name, stored in changes.items():
@@ -404,7 +402,7 @@ def test_an_imagenet_checkpoint_for_a_cifar_network(narrow):
 
 
 def test_unknown_names(tmp_path):
-    from resnet_tf.transfer.sources import source_of
+    from resnet_tf.pretrained.torch_mapping import source_of
 
     with pytest.raises(UserError, match=r"its tensors \(features\.0\.weight, …\) are not named as in a network of"):
         source_of({"features.0.weight": ones(1)})
@@ -412,7 +410,7 @@ def test_unknown_names(tmp_path):
 
 def test_filling_takes_any_model_layout(narrow):
     """Convolution kernels (O, I, H, W) become (H, W, I, O), dense ones (O, I) become (I, O)."""
-    from resnet_tf.transfer.sources import AKAMASTER
+    from resnet_tf.pretrained.torch_mapping import AKAMASTER
 
     tensors = read_checkpoint(FIXTURES / "akamaster_resnet20.th")
     model = cifar_resnet(20, version=1)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf import shipped
 from resnet_tf.cli.command import exit_code_of, load_tensorflow
 from resnet_tf.cli.evaluate import model_path, read_sidecar
 from resnet_tf.cli.records import changes_of, shortcut_of, train_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of, write_json, write_text
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.pretrained import zoo as shipped
+from resnet_tf.training.run_dir import RunFolder
 
 CARD = "README.md"
 CHECKED = 4  # images whose logits go with the weights

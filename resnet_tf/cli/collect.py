@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from resnet_tf.cli.courses import read_course
 from resnet_tf.cli.records import UNFINISHED, folder_name, read_run, train_command
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.canvas import can_draw, save
-from resnet_tf.evaluation.curves import draw_curves
 from resnet_tf.files import replacing, write_text
-from resnet_tf.training.run_folder import REPORT, SETTINGS, RunFolder
+from resnet_tf.reports.curves import draw_curves
+from resnet_tf.reports.plots import can_draw, save
+from resnet_tf.training.logs import read_course
+from resnet_tf.training.run_dir import REPORT, SETTINGS, RunFolder
 
 RECORDS = (SETTINGS, "metrics.csv", REPORT, "curves.png")
 # The checkpoint first: what a run that goes on adds to the others meanwhile is cut off again.

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.command import Parser
-from resnet_tf.cli.courses import read_course, read_rows
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw, save
-from resnet_tf.evaluation.compare import RunResult, describe_runs
-from resnet_tf.evaluation.curves import draw_comparison
-from resnet_tf.training.run_folder import RunFolder, difference
+from resnet_tf.reports.compare import RunResult, describe_runs
+from resnet_tf.reports.curves import draw_comparison
+from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save
+from resnet_tf.training.logs import read_course, read_rows
+from resnet_tf.training.run_dir import RunFolder, difference
 
 _NOT_A_SETTING = ("seed", "threads", "data.mean", "data.std")
 _NAMED = {"model", "recipe.name", "seed"}  # settings that the table shows

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
-from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS, check_name
 from resnet_tf.cli.inference import add_inference_flags
+from resnet_tf.data.dataset import DATASETS, ON_BAD, OWN_FORMS, check_name
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.predictions import CHOICES
 from resnet_tf.files import write_json
-from resnet_tf.shipped import entry_of
+from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.reports.metrics import CHOICES
 
 if TYPE_CHECKING:
     import keras
@@ -146,7 +146,7 @@ def load_model(path: Path) -> "keras.Model":
     """
     import keras
 
-    from resnet_tf.recursion import room_for_depth
+    from resnet_tf.process import room_for_depth
 
     try:
         with room_for_depth(1000):
@@ -166,9 +166,9 @@ def write_report_of(
     Raises:
         UserError: the folder cannot be written, or the model's outputs are not finite.
     """
-    from resnet_tf.evaluation.canvas import WITHOUT_PLOTS, can_draw
-    from resnet_tf.evaluation.predictions import from_probabilities
-    from resnet_tf.evaluation.report import write_report
+    from resnet_tf.reports.html import write_report
+    from resnet_tf.reports.metrics import from_probabilities
+    from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw
 
     curves = path.parent / "curves.png"
     try:

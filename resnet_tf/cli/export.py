@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_tf.cli.command import Parser, load_tensorflow
-from resnet_tf.cli.datasets import DATASETS, load_dataset
 from resnet_tf.cli.evaluate import MODEL_HELP, load_model, model_path, read_sidecar
+from resnet_tf.data.dataset import DATASETS, load_dataset
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
-from resnet_tf.shipped import entry_of
+from resnet_tf.pretrained.zoo import entry_of
 
 if TYPE_CHECKING:
     import keras
@@ -128,9 +128,9 @@ def _spread(images: np.ndarray, count: int) -> np.ndarray:
 def _accuracies(model: "keras.Model", output: Path, kind: str, data: "Dataset | None") -> dict[str, Any]:
     if data is None:
         return {}
-    from resnet_tf.evaluation.score import compiled_forward, head_kind, score
     from resnet_tf.export import load_export
     from resnet_tf.fused import fused_view
+    from resnet_tf.inference import compiled_forward, head_kind, score
 
     exported = load_export(output, kind)
     images, labels = data.test.images[:TESTED], data.test.labels[:TESTED]

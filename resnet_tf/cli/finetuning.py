@@ -10,11 +10,11 @@ from resnet_tf.cli.evaluate import model_path
 from resnet_tf.cli.request import Request
 from resnet_tf.files import sha256_of
 from resnet_tf.models.registry import CIFAR_NETWORKS
-from resnet_tf.shipped import entry_of
-from resnet_tf.training.steps import TrainStep
-from resnet_tf.transfer.finetune import describe_trainable, freeze, unfreeze
-from resnet_tf.transfer.pretrained import open_weights
-from resnet_tf.transfer.published import published_file
+from resnet_tf.pretrained.download import published_file
+from resnet_tf.pretrained.keras_file import open_weights
+from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.training.fine_tune import describe_trainable, freeze, unfreeze
+from resnet_tf.training.step import TrainStep
 
 Functions = tuple[TrainStep, TrainStep]
 

@@ -13,7 +13,7 @@ from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.transfer.sources import Source
+    from resnet_tf.pretrained.torch_mapping import Source
 
 
 def make_parser() -> Parser:
@@ -73,8 +73,8 @@ def _check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) 
 
 def _import(arguments: Any, output: Path) -> dict[str, Any]:
     from resnet_tf.models.registry import build_model
-    from resnet_tf.recursion import room_for_depth
-    from resnet_tf.transfer.pretrained import TorchWeights
+    from resnet_tf.pretrained.keras_file import TorchWeights
+    from resnet_tf.process import room_for_depth
 
     weights = TorchWeights(Path(arguments.checkpoint))
     options = {
@@ -133,7 +133,7 @@ def _sidecar(arguments: Any, model: "keras.Model", source: "Source", builder: di
 def class_names(dataset: str, outputs: int) -> list[str] | None:
     """The names of a data set's classes, or None where the outputs are not as many."""
     from resnet_tf.data.cifar_files import KINDS
-    from resnet_tf.imagenet_classes import imagenet_classes
+    from resnet_tf.pretrained.zoo import imagenet_classes
 
     names = [known.name for known in imagenet_classes()] if dataset == "imagenet" else KINDS[dataset].class_names
     return list(names) if len(names) == outputs else None

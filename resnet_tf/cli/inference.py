@@ -31,9 +31,9 @@ def compiled_inference(
 
     A model that is not functional runs as it stands.
     """
-    from resnet_tf.evaluation.score import compiled_forward
     from resnet_tf.folding import fold_batch_norm
     from resnet_tf.fused import fused_view
+    from resnet_tf.inference import compiled_forward
 
     if not hasattr(model, "operations"):
         return compiled_forward(model)

@@ -12,31 +12,27 @@ import tensorflow as tf
 
 from resnet_tf.cli.finetuning import Pretrained, Unfreezing
 from resnet_tf.cli.material import Material, fingerprint_of, make_material, open_images
-from resnet_tf.cli.progress import Progress
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
-from resnet_tf.cli.settings import check_files, kept_statistics
 from resnet_tf.cli.train_options import describe_recipe
-from resnet_tf.cli.validating import make_validate
-from resnet_tf.cli.watchers import Watcher, Watchers, make_watchers
-from resnet_tf.data.on_device import ResidentImages, make_feed
-from resnet_tf.data.part import Part
-from resnet_tf.errors import UserError
-from resnet_tf.extras import need
+from resnet_tf.data.device_loader import ResidentImages, make_feed
+from resnet_tf.data.loader import Part
+from resnet_tf.errors import UserError, need
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
 from resnet_tf.recipes import check_validation
-from resnet_tf.training.average import make_average
-from resnet_tf.training.contracts import Intervals, Validate
-from resnet_tf.training.devices import Device, choose_device, choose_precision, set_threads
-from resnet_tf.training.distribution import Replicas, lost_peer, make_replicas
-from resnet_tf.training.loop import Training
-from resnet_tf.training.loss import balanced_weights
-from resnet_tf.training.optim import make_optimizer, undecayed_variables
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.callbacks import Watcher, Watchers, make_watchers
+from resnet_tf.training.distribute import Replicas, lost_peer, make_replicas
+from resnet_tf.training.evaluator import make_validate
+from resnet_tf.training.fine_tune import describe_trainable, freeze
+from resnet_tf.training.logs import Progress
+from resnet_tf.training.optimizer import make_average, make_optimizer, undecayed_variables
+from resnet_tf.training.run_dir import RunFolder, check_files, kept_statistics
+from resnet_tf.training.runtime import Device, choose_device, choose_precision, set_threads
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.steps import TrainStep, make_train_step, make_train_steps
-from resnet_tf.transfer.finetune import describe_trainable, freeze
+from resnet_tf.training.state import Intervals, Validate
+from resnet_tf.training.step import TrainStep, balanced_weights, make_train_step, make_train_steps
+from resnet_tf.training.trainer import Training
 
 
 def run_job(request: Request, folder: RunFolder) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
 from resnet_tf.training.cluster import WORKERS_HERE
-from resnet_tf.training.signals import StopRequest
+from resnet_tf.training.runtime import StopRequest
 
 LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 _GRACE = 5.0  # seconds that the others get to end by themselves when one has died

@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_tf.cli.datasets import load_dataset
-from resnet_tf.cli.own_function import is_function_name, load_function, try_policy
-from resnet_tf.cli.own_images import OwnImages, open_own
 from resnet_tf.cli.request import Request, usual_augmentation
-from resnet_tf.data.augment import PadCropFlip, Policy, mean_fill
-from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, is_own, stratified_split
-from resnet_tf.data.file_source import FileSource, FramedSource
-from resnet_tf.data.ordered import source_statistics
-from resnet_tf.data.part import Part
-from resnet_tf.data.pipeline import ArraySource, Batches, Source
-from resnet_tf.data.policies import Augmentation, augmentation, own_augmentation
-from resnet_tf.framing import Framing
+from resnet_tf.data.custom_transform import is_function_name, load_function, try_policy
+from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, is_own, load_dataset, stratified_split
+from resnet_tf.data.image_check import OwnImages, open_own
+from resnet_tf.data.image_ops import Framing
+from resnet_tf.data.loader import ArraySource, Batches, FileSource, FramedSource, Part, Source, source_statistics
+from resnet_tf.data.transforms import Augmentation, PadCropFlip, Policy, augmentation, mean_fill, own_augmentation
 from resnet_tf.recipes import Recipe
 
 if TYPE_CHECKING:
-    from resnet_tf.data.image_files import ImageFiles
+    from resnet_tf.data.image_folder import ImageFiles
 
 Channels = tuple[float, ...]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models, model_options
-from resnet_tf.shipped import entry_of
+from resnet_tf.pretrained.zoo import entry_of
 
 if TYPE_CHECKING:
     import keras

@@ -13,13 +13,13 @@ from resnet_tf.cli.command import Parser, load_tensorflow
 from resnet_tf.cli.inference import add_inference_flags, compiled_inference
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
-from resnet_tf.imagenet_classes import imagenet_classes
+from resnet_tf.pretrained.zoo import imagenet_classes
 
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.framing import Framing
-    from resnet_tf.predict import Prediction
+    from resnet_tf.data.image_ops import Framing
+    from resnet_tf.prediction import Prediction
 
 # What most ImageNet networks are tested with; smaller networks see the whole picture.
 USUAL_RESIZE, USUAL_CROP = 256, 224
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         file = getattr(arguments, flag)
         if file and not Path(file).absolute().parent.is_dir():
             raise UserError(f"--{flag} {file}: the folder does not exist; make it or give another file")
-    from resnet_tf.predict import find_images
+    from resnet_tf.prediction import find_images
 
     paths = find_images(arguments.images)
     load_tensorflow()
@@ -115,7 +115,7 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
     """
     from tqdm import tqdm
 
-    from resnet_tf.predict import predict_files
+    from resnet_tf.prediction import predict_files
 
     shape, outputs = model.input_shape, model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
@@ -145,8 +145,8 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
 
 def probabilities_of(model: "keras.Model", precision: str = "float32", fold_bn: bool = False) -> Any:
     """A compiled function from pixels (B, height, width, channels) uint8 to probabilities (B, classes)."""
-    from resnet_tf.evaluation.score import head_kind
-    from resnet_tf.metrics import log_softmax
+    from resnet_tf.inference import head_kind
+    from resnet_tf.reports.metrics import log_softmax
 
     kind = head_kind(model)
     forward = compiled_inference(model, precision, fold_bn)
@@ -170,7 +170,7 @@ def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int
     Raises:
         UserError: the crop does not fit the model, or is larger than the resized picture.
     """
-    from resnet_tf.framing import Framing
+    from resnet_tf.data.image_ops import Framing
 
     known = sidecar.get("preprocessing") or {}
     if "framing" in known and resize is None and crop is None:

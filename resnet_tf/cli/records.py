@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.request import Request, parse_request
-from resnet_tf.cli.settings import LATER
 from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.results import Result
 from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPES, default_recipe
-from resnet_tf.training.run_folder import REPORT, SETTINGS, RunFolder
+from resnet_tf.reports.runs import Result
+from resnet_tf.training.run_dir import LATER, REPORT, SETTINGS, RunFolder
 
 UNFINISHED, SMOKE = "unfinished", "smoke"
 

@@ -9,16 +9,15 @@ from typing import Any
 
 from resnet_tf.cli.collect import collect, take_up
 from resnet_tf.cli.command import Parser, integers
-from resnet_tf.cli.datasets import check_name, load_dataset
 from resnet_tf.cli.records import answers, read_results, run_folders, unfinished_folders
 from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.results_page import PAGE, results_page
 from resnet_tf.cli.train_options import make_parser as make_train_parser
+from resnet_tf.data.dataset import check_name, load_dataset
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.differences import describe_differences
-from resnet_tf.evaluation.results import Result, results_table
 from resnet_tf.files import write_text
-from resnet_tf.training.run_folder import SETTINGS
+from resnet_tf.reports.runs import Result, describe_differences, results_table
+from resnet_tf.training.run_dir import SETTINGS
 
 # Given by the flags of this command, or by the folder that it chooses.
 _OURS = ("--model", "--seed", "--seeds", "--recipe", "--data-dir", "--dataset", "--run-dir", "--overwrite")

@@ -5,13 +5,12 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from resnet_tf.cli.datasets import check_name, short_name
-from resnet_tf.cli.own_function import digest_of, is_function_name
-from resnet_tf.cli.settings import LATER
-from resnet_tf.data.dataset import is_own
+from resnet_tf.data.custom_transform import digest_of, is_function_name
+from resnet_tf.data.dataset import check_name, is_own, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override, scaled
+from resnet_tf.training.run_dir import LATER
 
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 

@@ -14,12 +14,12 @@ from resnet_tf.cli.evaluate import load_model
 from resnet_tf.cli.material import Material
 from resnet_tf.cli.scoring import Labelled, score_model
 from resnet_tf.data.dataset import is_own
+from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
-from resnet_tf.opencv import cv2
-from resnet_tf.recursion import room_for_depth
-from resnet_tf.training.run_folder import REPORT, RunFolder
-from resnet_tf.transfer.finetune import thawed
+from resnet_tf.process import room_for_depth
+from resnet_tf.training.fine_tune import thawed
+from resnet_tf.training.run_dir import REPORT, RunFolder
 
 if TYPE_CHECKING:
     from resnet_tf.cli.job import Job

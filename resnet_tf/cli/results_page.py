@@ -17,12 +17,20 @@ from resnet_tf.cli.records import (
     unfinished_folders,
 )
 from resnet_tf.errors import UserError
-from resnet_tf.evaluation.compare import clock
-from resnet_tf.evaluation.differences import describe_differences, seed_deviation
-from resnet_tf.evaluation.results import Result, groups, markdown_table, results_table, spread
 from resnet_tf.models.registry import own_shortcut
-from resnet_tf.papers import FIGURES, SEED_DEVIATION
 from resnet_tf.recipes import default_recipe
+from resnet_tf.reports.compare import clock
+from resnet_tf.reports.runs import (
+    FIGURES,
+    SEED_DEVIATION,
+    Result,
+    describe_differences,
+    groups,
+    markdown_table,
+    results_table,
+    seed_deviation,
+    spread,
+)
 
 PAGE = "README.md"
 NOT_RUN = ("resnet110_v2",)

@@ -8,17 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.cli.datasets import load_dataset
 from resnet_tf.cli.inference import compiled_inference
 from resnet_tf.cli.material import part_to_test
-from resnet_tf.cli.own_images import images_to_test
 from resnet_tf.cli.predict import framing_of
-from resnet_tf.data.dataset import is_own
-from resnet_tf.data.part import Part
+from resnet_tf.data.dataset import is_own, load_dataset
+from resnet_tf.data.image_check import images_to_test
+from resnet_tf.data.image_ops import Framing
+from resnet_tf.data.loader import Part
 from resnet_tf.errors import UserError, some
-from resnet_tf.evaluation.score import Score, head_kind, score_batches
-from resnet_tf.framing import Framing
-from resnet_tf.metrics import log_softmax
+from resnet_tf.inference import Score, head_kind, score_batches
+from resnet_tf.reports.metrics import log_softmax
 
 
 @dataclass(frozen=True, eq=False)

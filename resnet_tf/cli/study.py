@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.extras import need
+from resnet_tf.errors import need
 
 Report = Callable[[float, int], bool]
 Objective = Callable[[int, dict[str, Any], Report], float | None]

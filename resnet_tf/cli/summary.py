@@ -69,9 +69,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _plot(model: Any, path: Path) -> None:
-    from resnet_tf.diagram import boxes_of
-    from resnet_tf.evaluation.canvas import save
-    from resnet_tf.evaluation.network import draw_network
+    from resnet_tf.reports.architecture import draw_network
+    from resnet_tf.reports.plots import save
+    from resnet_tf.summary import boxes_of
 
     try:
         save(draw_network(boxes_of(model), model.name), path)

@@ -12,11 +12,10 @@ from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.cli.compare import compare_table
 from resnet_tf.cli.launch import LAUNCHED
 from resnet_tf.cli.request import Request, parse_request
-from resnet_tf.cli.settings import check_flags
 from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.training.cluster import read_cluster, stop_with_launcher
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.run_dir import RunFolder, check_flags
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -79,7 +78,7 @@ def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
         stop_with_launcher()
     load_tensorflow()
     from resnet_tf.cli.job import run_job
-    from resnet_tf.training.contracts import Stopped
+    from resnet_tf.training.state import Stopped
 
     try:
         report = run_job(request, folder)

@@ -5,8 +5,8 @@ import dataclasses
 
 from resnet_tf.cli import inference
 from resnet_tf.cli.command import Parser, floats, integers
-from resnet_tf.cli.datasets import DATASETS, ON_BAD, OWN_FORMS
-from resnet_tf.cli.own_function import is_function_name
+from resnet_tf.data.custom_transform import is_function_name
+from resnet_tf.data.dataset import DATASETS, ON_BAD, OWN_FORMS
 from resnet_tf.recipes import CHOICES, RECIPES, Recipe
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")

@@ -11,9 +11,9 @@ from resnet_tf.cli.job import Job
 from resnet_tf.cli.material import make_material, open_images
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.study import Report
-from resnet_tf.training.contracts import Diverged
-from resnet_tf.training.devices import choose_device, choose_precision, set_threads
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.training.runtime import choose_device, choose_precision, set_threads
+from resnet_tf.training.state import Diverged
 
 
 class _GivenUp(Exception):  # noqa: N818

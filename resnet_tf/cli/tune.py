@@ -9,12 +9,11 @@ from typing import Any
 
 from resnet_tf.cli import train_options
 from resnet_tf.cli.command import Parser, integers, load_tensorflow
-from resnet_tf.cli.datasets import DATASETS
 from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.study import Report, Space, finished, open_study, run_study
-from resnet_tf.errors import UserError
-from resnet_tf.extras import need
-from resnet_tf.training.run_folder import RunFolder, difference
+from resnet_tf.data.dataset import DATASETS
+from resnet_tf.errors import UserError, need
+from resnet_tf.training.run_dir import RunFolder, difference
 
 _TRAIN_FLAGS = ("model", "dataset", "data_dir", "recipe", "epochs", "seed", "shortcut")
 _RUN_FLAGS = ("device", "precision", "threads")
@@ -87,7 +86,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         )
     load_tensorflow()
     from resnet_tf.cli.trial import Trials
-    from resnet_tf.training.contracts import Stopped
+    from resnet_tf.training.state import Stopped
 
     folder.claim()
     try:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from resnet_tf.data.dataset import Dataset, Split
+from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
-from resnet_tf.opencv import cv2
 
 SIZE = 32
 # The outline is drawn on a finer grid and averaged down, which is what smooths its edges.

@@ -5,18 +5,10 @@ from typing import Any
 
 import keras
 
-from resnet_tf.models.blocks import (
-    SHORTCUTS,
-    batch_norm,
-    bottleneck_block,
-    check_choice,
-    conv,
-    relu,
-    residual_block,
-)
-from resnet_tf.models.ends import POOLINGS, head, model_input
+from resnet_tf.models.blocks import SHORTCUTS, batch_norm, bottleneck_block, check_choice, conv, relu, residual_block
+from resnet_tf.models.layers import POOLINGS, head, model_input
 from resnet_tf.models.registry import default_shortcut, open_weights
-from resnet_tf.recursion import room_for_depth
+from resnet_tf.process import room_for_depth
 
 STAGE_FILTERS = (16, 32, 64)
 LAYERS_PER_UNIT = {"basic": 2, "bottleneck": 3}

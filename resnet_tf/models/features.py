@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from resnet_tf.recursion import room_for_depth
+from resnet_tf.process import room_for_depth
 
 
 def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) -> keras.Model:

@@ -16,9 +16,9 @@ from resnet_tf.models.blocks import (
     relu,
     residual_block,
 )
-from resnet_tf.models.ends import POOLINGS, head, model_input
+from resnet_tf.models.layers import POOLINGS, head, model_input
 from resnet_tf.models.registry import open_weights, published_network
-from resnet_tf.recursion import room_for_depth
+from resnet_tf.process import room_for_depth
 
 STEM_FILTERS = 64
 STAGE_FILTERS = (64, 128, 256, 512)

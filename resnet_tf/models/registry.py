@@ -5,12 +5,12 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.shipped import checked_options, find_entry, is_entry_name
+from resnet_tf.pretrained.zoo import checked_options, find_entry, is_entry_name
 
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.transfer.pretrained import Weights
+    from resnet_tf.pretrained.keras_file import Weights
 
 BASIC_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
 BOTTLENECK_DEPTHS = (164, 1001)
@@ -141,6 +141,6 @@ def open_weights(weights: str, network: str | None) -> "Weights":
     Raises:
         UserError: it is not there, or cannot be read.
     """
-    from resnet_tf.transfer import pretrained
+    from resnet_tf.pretrained import keras_file as pretrained
 
     return pretrained.open_weights(weights, network)

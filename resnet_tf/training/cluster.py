@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from resnet_tf.errors import UserError
-from resnet_tf.training import waiting
+from resnet_tf.training import watchdog as waiting
 
 PATIENCE = "RESNET_TF_PEER_TIMEOUT"
 WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.extras import need
+from resnet_tf.errors import need
 from resnet_tf.fused import fused_view
-from resnet_tf.recursion import room_for_depth
+from resnet_tf.process import room_for_depth
 
 _SCALARS = {
     "loss/train": "train_loss",

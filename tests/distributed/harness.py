@@ -12,7 +12,7 @@ import numpy as np
 from resnet_tf.cli.material import make_material, open_images
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
-from resnet_tf.training.history import read_iterations
+from resnet_tf.training.logs import read_iterations
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ("--dataset", "shapes", "--device", "cpu", "--precision", "float32", "--threads", "1")

@@ -13,16 +13,13 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from resnet_tf.fused import fused_view  # noqa: E402
+from resnet_tf.fused import fused_view, synchronized_batch_norm  # noqa: E402
 from resnet_tf.models.cifar import cifar_resnet  # noqa: E402
 from resnet_tf.recipes import Recipe, get_recipe  # noqa: E402
-from resnet_tf.synchronized import synchronized_batch_norm  # noqa: E402
-from resnet_tf.training.average import make_average  # noqa: E402
-from resnet_tf.training.devices import set_threads  # noqa: E402
-from resnet_tf.training.distribution import Replicas, make_replicas  # noqa: E402
-from resnet_tf.training.loss import cross_entropy  # noqa: E402
-from resnet_tf.training.optim import make_optimizer  # noqa: E402
-from resnet_tf.training.steps import make_train_step, make_train_steps  # noqa: E402
+from resnet_tf.training.distribute import Replicas, make_replicas  # noqa: E402
+from resnet_tf.training.optimizer import make_average, make_optimizer  # noqa: E402
+from resnet_tf.training.runtime import set_threads  # noqa: E402
+from resnet_tf.training.step import cross_entropy, make_train_step, make_train_steps  # noqa: E402
 
 RECIPE = dataclasses.replace(get_recipe("he2015"), weight_decay=0.01)
 BATCH = 16

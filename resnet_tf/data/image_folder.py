@@ -1,0 +1,192 @@
+"""Image files by class: folders, and `folder:PATH` / `list:FILE` names."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet_tf.data.dataset import is_own
+from resnet_tf.data.image_io import SUFFIXES
+from resnet_tf.data.image_list import read_list
+from resnet_tf.errors import UserError, some
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Paths of N image files with their classes, int32 (N,), and what the classes are called."""
+
+    paths: tuple[str, ...]
+    labels: NDArray[np.int32]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of files, N."""
+        return len(self.paths)
+
+    def take(self, indices: ArrayLike) -> "ImageFiles":
+        """Return the files at `indices`, in that order; the classes stay as they are."""
+        chosen = np.asarray(indices, np.int64)
+        return ImageFiles(tuple(self.paths[i] for i in chosen.tolist()), self.labels[chosen], self.class_names)
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sort names by code point, but runs of digits as numbers: "2" before "10", "img9" before "img10"."""
+
+    return sorted(names, key=_natural_key)
+
+
+def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    # Text and digits alternate, so that numbers only meet numbers: the longer is the larger, zeros in front aside.
+    # The name itself settles "1" and "01".
+    pieces = re.split(r"([0-9]+)", name)
+    numbers = [piece.lstrip("0") for piece in pieces]
+    return [(len(numbers[i]), numbers[i]) if i % 2 else (0, pieces[i]) for i in range(len(pieces))], name
+
+
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
+    """Find the images under a folder; none is opened.
+
+    A `train` folder that itself holds folders makes this a data set with splits: `train`, `val` (or `valid`,
+    `validation`) and `test`, in any case of letters; what else lies beside them is left alone. Otherwise the folders
+    are the classes, and all images are in "train".
+
+    A class has the images at any depth of its folder, by suffix (`SUFFIXES`); a folder that is named like an image
+    is searched as any other. Links are followed, but never to a folder that was seen before or that the class lies
+    in. What is named with a leading dot is left alone. The classes are those of "train", in natural order ("2" before
+    "10"), files are in order of their paths.
+
+    Args:
+        path: the folder.
+        class_names: the classes in the order of their labels, where a model has settled them before.
+
+    Returns:
+        Files by split: "train", and "validation" and "test" where there are such.
+
+    Raises:
+        UserError: the folder or one in it cannot be read, has no class folders or no images, has a split twice or
+            none to train on, has images of a class in one split that the classes do not know, or a class folder
+            whose name is no text.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"{root} is no folder; give one that holds a folder of images per class, or a list with list:FILE"
+        )
+    splits = _splits(root)
+    names = tuple(class_names or _class_names(splits["train"]))
+    found = {split: _read_split(folder, names) for split, folder in splits.items()}
+    if not any(len(files) for files in found.values()):
+        raise UserError(f"{root} holds no images in its class folders; image files end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    folders = _folders(root)
+    if not folders:
+        raise UserError(f"{root} holds no class folders; put the images of each class into a folder named after it")
+    named = [name for name in folders if name.lower() in _SPLITS]
+    trains = [name for name in named if _SPLITS[name.lower()] == "train" and _folders(root / name)]
+    if not trains:
+        if len(named) == len(folders):
+            raise UserError(f"{root} holds {' and '.join(named)} but no train/ with class folders; add it")
+        return {"train": root}
+    splits: dict[str, Path] = {}
+    for name in named:
+        split = _SPLITS[name.lower()]
+        if split in splits:
+            raise UserError(f"{root} holds both {splits[split].name}/ and {name}/; keep one for the {split} images")
+        splits[split] = root / name
+    return splits
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = _folders(folder)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the class folder {os.fsencode(name)!r} in {folder} is not in UTF-8; rename it") from error
+    return names
+
+
+def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
+    strangers = (name for name in _folders(folder) if name not in class_names)
+    unknown = [name for name in strangers if next(_images(folder / name), None) is not None]
+    if unknown:
+        raise UserError(
+            f"{folder} has {some(unknown)}, which the {len(class_names)} classes ({some(class_names)}) do not know; "
+            "rename or remove it"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        members = sorted(_images(folder / name)) if (folder / name).is_dir() else []
+        paths += members
+        labels += [label] * len(members)
+    return ImageFiles(tuple(paths), np.array(labels, np.int32), class_names)
+
+
+def _images(folder: Path) -> Iterator[str]:
+    # The folders around it count as seen: a link up must not give this class everything.
+    seen = {_identity(parent) for parent in folder.resolve().parents}
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        identity = _identity(here)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (
+            os.path.join(here, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        )
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        _refuse(error)
+    # A link in a circle is no folder to os.path, and an error to os.scandir.
+    return natural_order(name for name in names if not name.startswith(".") and os.path.isdir(folder / name))
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant the right to, or move it") from error
+
+
+_FORMS = "folder:PATH and list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
+
+
+def find_own(dataset: str, class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
+    """Find the images that folder:PATH or list:… stands for, by split, as `read_folder` and `read_list` do.
+
+    Raises:
+        UserError: the name has no such form, or what it names cannot be used.
+    """
+    kind, _, place = dataset.partition(":")
+    if not is_own(dataset) or not place.strip():
+        raise UserError(f"{dataset!r} names no images; the forms are {_FORMS}")
+    if kind == "folder":
+        return read_folder(place, class_names)
+    lists = [path.strip() for path in place.split(",")]
+    if len(lists) > 3 or not lists[0] or not lists[-1]:
+        raise UserError(
+            f"{dataset!r} names {len(lists)} lists, or an empty one; the form is {_FORMS.split(' and ')[1]}"
+        )
+    validation, test = (*lists[1:], "", "")[:2]
+    return read_list(lists[0], validation or None, test or None, class_names)
