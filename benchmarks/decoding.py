@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from resnet_tf.data.image_check import scan
-from resnet_tf.data.image_folder import ImageFiles, find_own
+from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.loader import Batches, FileSource, FramedSource, source_statistics
+from resnet_tf.data.image_list import find_images
+from resnet_tf.data.loader import FileSource, ResizedSource, TrainLoader, source_statistics
 from resnet_tf.data.transforms import POLICIES, augmentation
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="file of the scan's verdicts")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    measure(arguments, find_own(arguments.dataset))
+    measure(arguments, find_images(arguments.dataset))
 
 
 def measure(arguments: argparse.Namespace, splits: dict[str, ImageFiles]) -> None:
@@ -54,8 +55,8 @@ def measure(arguments: argparse.Namespace, splits: dict[str, ImageFiles]) -> Non
         scanned = scan(splits, on_bad="skip", cache=arguments.cache)
     print(scanned.counts(), {split: len(files) for split, files in scanned.kept.items()}, flush=True)
     files, chosen = scanned.kept["train"], augmentation(arguments.augment, arguments.size)
-    batches = Batches(
-        FileSource(files, chosen.least),
+    batches = TrainLoader(
+        FileSource(files, chosen.min_side),
         chosen.policy,
         batch_size=arguments.batch_size,
         seed=0,
@@ -67,7 +68,7 @@ def measure(arguments: argparse.Namespace, splits: dict[str, ImageFiles]) -> Non
             for _ in batches.iterate(epoch * steps, (epoch + 1) * steps):
                 pass
     with timed("statistics", len(files)):
-        mean, deviation = source_statistics(FramedSource(FileSource(files), chosen.framing), np.arange(len(files)))
+        mean, deviation = source_statistics(ResizedSource(FileSource(files), chosen.framing), np.arange(len(files)))
     print("mean", [round(x, 2) for x in mean], "deviation", [round(x, 2) for x in deviation])
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.inference [--models resnet20_v2,resnet50] [--rounds 5] [--json FILE]
 
-A constant batch of 500 uint8 images (ResNet-50: 16 of 224 pixels), normalisation included in ours. Nothing else should
+A constant batch of 500 uint8 images (ResNet-50: 16 of 224 pixels), normalization included in ours. Nothing else should
 run.
 """
 

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from resnet_tf.data.loader import ArraySource, Batches
-from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
+from resnet_tf.data.loader import ArraySource, TrainLoader
+from resnet_tf.data.transforms import NoTransform, PadCropFlip
 
 BATCH, STEPS, ROUNDS = 128, 400, 5
 
@@ -16,7 +16,7 @@ BATCH, STEPS, ROUNDS = 128, 400, 5
 def main() -> None:
     rng = np.random.default_rng(0)
     source = ArraySource(rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32))
-    for policy in (PadCropFlip(fill=(125, 123, 114)), NoAugmentation()):
+    for policy in (PadCropFlip(fill=(125, 123, 114)), NoTransform()):
         for workers in (0, 1, 2):
             rates = [rate(source, policy, workers) for _ in range(ROUNDS)]
             how = f"{workers} workers" if workers else "inline"
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def rate(source: ArraySource, policy, workers: int) -> float:
-    batches = Batches(source, policy, batch_size=BATCH, seed=0, workers=max(1, workers))
+    batches = TrainLoader(source, policy, batch_size=BATCH, seed=0, workers=max(1, workers))
     batches.batch(0)
     began = time.perf_counter()
     if workers:

@@ -43,26 +43,26 @@ class Silent:
     def evaluated(self, *_) -> None:
         pass
 
-    def say(self, *_) -> None:
+    def log(self, *_) -> None:
         pass
 
 
 def whole_loop(model: str, policy: str) -> None:
-    from resnet_tf.data.loader import ArraySource, Batches
+    from resnet_tf.data.loader import ArraySource, TrainLoader
     from resnet_tf.data.shapes import load_shapes
     from resnet_tf.data.transforms import PadCropFlip
     from resnet_tf.recipes import RECIPES
-    from resnet_tf.training.run_dir import RunFolder
+    from resnet_tf.training.run_dir import RunDir
     from resnet_tf.training.schedule import Schedule
     from resnet_tf.training.state import Intervals
-    from resnet_tf.training.trainer import Training
+    from resnet_tf.training.trainer import Trainer
 
     train = load_shapes().train
     network, optimizer, step = compiled_step(model, policy)
-    folder = RunFolder(Path(tempfile.mkdtemp()))
-    folder.claim()
-    batches = Batches(ArraySource(train.images, train.labels), PadCropFlip(fill=(120,)), batch_size=128, seed=0)
-    training = Training(
+    folder = RunDir(Path(tempfile.mkdtemp()))
+    folder.lock()
+    batches = TrainLoader(ArraySource(train.images, train.labels), PadCropFlip(fill=(120,)), batch_size=128, seed=0)
+    training = Trainer(
         model=network,
         optimizer=optimizer,
         step=step,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer [--folder FOLDER] [--precision auto]
 
-Writes JPEG files of many sizes with a list of them (ten drawn shapes, each in colours and in grey), and a
+Writes JPEG files of many sizes with a list of them (ten drawn shapes, each in colors and in gray), and a
 checkpoint of the full network under torchvision's names; its numbers are random, scaled so that activations stay of
 order one. Then `train` runs one epoch of 128 images with Adam at 1e-3 and the strong augmentation, in a process of its
 own, whose peak memory is measured. Exit code 1 where that is above 3 GB, or where the best model was not kept.
@@ -41,13 +41,13 @@ def write_images(folder):
     rng = np.random.default_rng(0)
     lines = []
     for index, (image, label) in enumerate(zip(data.train.images, data.train.labels, strict=True)):
-        grey = bool(index // 10 % 2)
+        gray = bool(index // 10 % 2)
         width, height = (int(side) for side in rng.integers(180, 640, 2))
         large = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-        if grey:
+        if gray:
             large = np.repeat(large.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
         cv2.imwrite(str(folder / f"photo {index}.jpg"), large[..., ::-1])
-        lines.append(f"photo {index}.jpg {data.class_names[label]}{'-in-grey' if grey else ''}")
+        lines.append(f"photo {index}.jpg {data.class_names[label]}{'-in-gray' if gray else ''}")
     lists = {"train": lines[:TRAIN], "valid": lines[TRAIN:]}
     for name, part in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(part) + "\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def conv_bn(conv, bn, out, channels, side):
 
 
 def value(name, shape, rng):
-    """He's initialisation; each residual branch ends small, so that 50 of them in a row do not explode."""
+    """He's initialization; each residual branch ends small, so that 50 of them in a row do not explode."""
     if len(shape) > 1:
         return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
     if name.endswith(("bias", "running_mean")):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resnet_tf.models.imagenet import imagenet_resnet
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.pretrained.zoo import list_weights
-    from resnet_tf.process import room_for_depth
+    from resnet_tf.process import recursion_limit
     from resnet_tf.recipes import RECIPES, Recipe
     from resnet_tf.training.logs import read_iterations
 
@@ -35,7 +35,7 @@ _HOMES = {
     "list_weights": "pretrained.zoo",
     "read_iterations": "training.logs",
     "residual_block": "models.blocks",
-    "room_for_depth": "process",
+    "recursion_limit": "process",
 }
 
 __all__ = [
@@ -51,8 +51,8 @@ __all__ = [
     "list_models",
     "list_weights",
     "read_iterations",
+    "recursion_limit",
     "residual_block",
-    "room_for_depth",
 ]
 
 

@@ -18,7 +18,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def need(module: str, extra: str) -> Any:
+def optional_import(module: str, extra: str) -> Any:
     """Import an optional module.
 
     Args:

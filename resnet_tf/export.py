@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.errors import UserError, need
+from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing
 from resnet_tf.fused import fused_view
-from resnet_tf.process import quiet
+from resnet_tf.process import suppress_output
 
 FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")
@@ -81,7 +81,7 @@ def export_model(
     expected = np.asarray((reference or model).predict_on_batch(images), np.float32)
     with _replacing(path, folder=kind == "saved_model") as temporary:
         try:
-            with quiet():
+            with suppress_output():
                 _WRITERS[kind](model, temporary, quantize, calibration)
                 forward = load_export(temporary, kind)
                 found = forward(images)
@@ -142,7 +142,7 @@ def check_request(kind: str, quantize: str | None, calibrated: bool) -> None:
         raise UserError("--quantize int8 needs training images to calibrate on; give --dataset")
     if kind == "onnx":
         for module in ("onnx", "tf2onnx", "onnxruntime"):
-            need(module, "onnx")
+            optional_import(module, "onnx")
 
 
 @contextlib.contextmanager
@@ -232,7 +232,7 @@ def _read_tflite(path: Path) -> Forward:
 
 
 def _read_onnx(path: Path) -> Forward:
-    session = need("onnxruntime", "onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = optional_import("onnxruntime", "onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name
     return lambda images: np.asarray(session.run(None, {source: images})[0], np.float32)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it, for inference."""
+"""Batch normalization folded into the convolution before it, for inference."""
 
 import itertools
 from typing import Any
@@ -7,15 +7,15 @@ import keras
 import numpy as np
 from keras import layers
 
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy of a model in which each convolution takes over the normalisation that directly follows it.
+    """A copy of a model in which each convolution takes over the normalization that directly follows it.
 
     In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where
-    the normalisation is the only reader of a linear convolution; in pre-activation units that is every
-    normalisation but the first, which has an addition before it and stays.
+    the normalization is the only reader of a linear convolution; in pre-activation units that is every
+    normalization but the first, which has an addition before it and stays.
 
     Args:
         model: functional model; it is not changed.
@@ -45,7 +45,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     def call(layer: layers.Layer, *arguments: Any, **options: Any) -> Any:
         return arguments[0] if layer.name in folded_norms else layer(*arguments, **options)
 
-    with room_for_depth(len(model.layers)):
+    with recursion_limit(len(model.layers)):
         folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
     for layer in folded.layers:
         if layer.name in pairs:
@@ -56,7 +56,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
-    """The normalisation that each convolution can take over, by the convolution's name."""
+    """The normalization that each convolution can take over, by the convolution's name."""
     # The model's own calls only: a layer may have been called in other models too, such as a fused view.
     calls: dict[str, list[Any]] = {}
     readers: dict[int, list[layers.Layer]] = {}
@@ -86,7 +86,7 @@ def _over_channels(norm: layers.Layer, conv: layers.Conv2D) -> bool:
 
 
 def _merged(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
-    """Kernel and bias, float32, of a convolution followed by a normalisation in inference."""
+    """Kernel and bias, float32, of a convolution followed by a normalization in inference."""
     mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
     scale = 1.0 / np.sqrt(variance + norm.epsilon)
     if norm.scale:

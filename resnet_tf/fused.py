@@ -1,6 +1,6 @@
 """A second, faster graph over the variables of a Keras model.
 
-Keras 3 computes batch normalisation from some ten unfused operations, and wraps grouped
+Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped
 convolutions on the CPU in XLA. The view computes both with TensorFlow's own kernels, in the
 precision of the run, over the very variables of the stock model. Run the view, save the model:
 nothing is copied, and the saved file knows nothing of it.
@@ -14,12 +14,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
-# (normalisation of the input, global pooling, classifier, unknown layers) stays in float32.
+# (normalization of the input, global pooling, classifier, unknown layers) stays in float32.
 _ELEMENTWISE = (
     layers.Activation,
     layers.Add,
@@ -44,7 +44,7 @@ class _View(layers.Layer):
 
 
 class _FusedBatchNormalization(_View):
-    """Batch normalisation by one oneDNN or cuDNN kernel each way; by several where it spans replicas."""
+    """Batch normalization by one oneDNN or cuDNN kernel each way; by several where it spans replicas."""
 
     def __init__(self, stock: layers.Layer, policy: str, sync_bn: bool) -> None:
         super().__init__(stock, policy)
@@ -138,16 +138,16 @@ def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
 def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
-    Works on any functional or sequential Keras model. What cannot be fused (batch normalisation over other
-    axes, without scale or centre, synchronised or renormalised, or layers that the model itself
+    Works on any functional or sequential Keras model. What cannot be fused (batch normalization over other
+    axes, without scale or center, synchronized or renormalized, or layers that the model itself
     pins to another dtype) runs as it stands. `model` is not changed; train the view and save `model`.
 
     Args:
         model: functional or built sequential model, made under the float32 policy.
         policy: "float32", "mixed_bfloat16" or "mixed_float16": what convolutions, batch
-            normalisation and the layers between them compute in. Variables, statistics, input
-            normalisation and outputs stay float32.
-        sync_bn: whether batch normalisation that trains goes over the images of all replicas of the
+            normalization and the layers between them compute in. Variables, statistics, input
+            normalization and outputs stay float32.
+        sync_bn: whether batch normalization that trains goes over the images of all replicas of the
             `tf.distribute` strategy in whose replicas the view runs, instead of over each replica's own.
 
     Returns:
@@ -182,14 +182,14 @@ def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = Fals
             return type(layer).from_config({**layer.get_config(), "dtype": policy})
         return layer
 
-    with room_for_depth(len(model.layers)):
+    with recursion_limit(len(model.layers)):
         return keras.models.clone_model(model, clone_function=view)
 
 
 def synchronized_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalise with the mean and the variance over all replicas, each of which has as many values.
+    """Normalize with the mean and the variance over all replicas, each of which has as many values.
 
     The second moment is taken about the common mean in a second pass: E[x²] - E[x]² in float32 loses everything where
     the mean is much larger than the deviation. The gradient of x goes through both statistics (1502.03167, section 3);
@@ -203,17 +203,17 @@ def synchronized_batch_norm(
         epsilon: added to the variance.
 
     Returns:
-        The normalised x in its dtype, and mean and biased variance, float32 (C,), without gradients.
+        The normalized x in its dtype, and mean and biased variance, float32 (C,), without gradients.
     """
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., list]]:
         values = tf.cast(x, tf.float32)
         mean = _over_replicas(tf.reduce_mean(values, (0, 1, 2)))
-        centred = values - mean
-        variance = _over_replicas(tf.reduce_mean(tf.square(centred), (0, 1, 2)))
+        centered = values - mean
+        variance = _over_replicas(tf.reduce_mean(tf.square(centered), (0, 1, 2)))
         scale = tf.math.rsqrt(variance + epsilon)
-        y = tf.cast(centred * (scale * gamma) + beta, x.dtype)
+        y = tf.cast(centered * (scale * gamma) + beta, x.dtype)
 
         def backward(dy: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             slope = tf.cast(dy, tf.float32)

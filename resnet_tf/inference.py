@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_tf.errors import UserError
 from resnet_tf.reports import metrics
 
-HeadKind = Literal["logits", "softmax"]
+OutputType = Literal["logits", "softmax"]
 
 _LOSS_SUMS = {
     "logits": metrics.cross_entropy_sum,
@@ -23,7 +23,7 @@ _LOSS_SUMS = {
 
 
 @dataclass(frozen=True)
-class Score:
+class EvalMetrics:
     """What a network scores on a set of images.
 
     `loss` is the mean cross-entropy in nats; `top1`, `top5` and `per_class` are fractions, None for a class without
@@ -47,7 +47,7 @@ class Score:
         }
 
 
-def head_kind(model: keras.Model) -> HeadKind:
+def output_type(model: keras.Model) -> OutputType:
     """Tell from the last layer whether `model` returns logits or softmax probabilities.
 
     Raises UserError for a model that ends in anything else.
@@ -58,7 +58,7 @@ def head_kind(model: keras.Model) -> HeadKind:
         layers.pop()
     last = layers[-1]
     if isinstance(last, keras.Model):
-        return head_kind(last)
+        return output_type(last)
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         return "softmax"
     if _is_linear(last):
@@ -86,10 +86,10 @@ def score(
     images: NDArray[np.uint8],
     labels: ArrayLike,
     *,
-    kind: HeadKind,
+    kind: OutputType,
     classes: int,
     batch_size: int = 500,
-) -> Score:
+) -> EvalMetrics:
     """Score `forward` on uint8 images (N, H, W, C) with integer labels (N,), in batches; the last may be smaller.
 
     Otherwise as `score_batches`; raises ValueError also for lengths that differ.
@@ -107,9 +107,9 @@ def score_batches(
     forward: Callable[[NDArray[np.uint8]], Any],
     batches: Iterable[tuple[NDArray[np.uint8], ArrayLike]],
     *,
-    kind: HeadKind,
+    kind: OutputType,
     classes: int,
-) -> Score:
+) -> EvalMetrics:
     """Score `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one of them in memory at a time.
 
     `forward` maps a batch to outputs (B, classes) of the given `kind`. Raises UserError for no images and where
@@ -136,7 +136,7 @@ def score_batches(
     if not count:
         raise UserError("there are no images to score; give at least one")
     per_class = tuple(None if isnan(share) else share for share in metrics.per_class_accuracy(confusion).tolist())
-    return Score(
+    return EvalMetrics(
         loss=loss / count,
         top1=top1 / count,
         top5=top5 / count,

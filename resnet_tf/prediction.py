@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.data.image_io import SUFFIXES, Pixels, UnreadableImageError, read_image
-from resnet_tf.data.image_ops import Framing, frame
+from resnet_tf.data.image_ops import ResizeCenterCrop, frame
 from resnet_tf.errors import UserError
 
 BATCHES_AHEAD = 3
@@ -52,7 +52,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 def predict_files(
     paths: Sequence[Path],
     probabilities: Callable[[Pixels], np.ndarray],
-    framing: Framing,
+    framing: ResizeCenterCrop,
     *,
     channels: int = 3,
     top: int = 5,
@@ -65,7 +65,7 @@ def predict_files(
         paths: image files.
         probabilities: maps pixels (B, height, width, channels) uint8 to probabilities (B, classes).
         framing: which part of a picture the network sees.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         top: classes to report of each file, or all where there are fewer.
         batch_size: images that the network sees at once; the last batch may be smaller.
         threads: threads that decode.

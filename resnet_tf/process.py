@@ -10,7 +10,7 @@ FRAMES_PER_CONVOLUTION = 20  # ResNet-1202 builds, saves and loads within 20,000
 
 
 @contextlib.contextmanager
-def room_for_depth(depth: int) -> Iterator[None]:
+def recursion_limit(depth: int) -> Iterator[None]:
     """Raise the interpreter's recursion limit for a network of `depth` convolutions, and restore it after."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, FRAMES_PER_CONVOLUTION * depth))
@@ -21,7 +21,7 @@ def room_for_depth(depth: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Swallow stdout and stderr of the process; where the block raises, show what was swallowed on stderr."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -63,7 +63,7 @@ class Recipe:
         label_smoothing: share of the target that is spread evenly over all classes.
         class_weights: "none", or "balanced": each class counts as much as the others, however many images it has.
         accumulate: equal parts in which a batch goes through the network, for one update; fits batches into a small
-            memory. Batch normalisation takes its statistics from each part.
+            memory. Batch normalization takes its statistics from each part.
         ema: decay of the exponential moving average of the weights that is validated and saved in their place, or
             None; in the first updates it is lower, (1 + t) / (10 + t) after t of them.
         early_stopping: evaluations without a gain of validation accuracy after which the training ends; 0 for never.
@@ -71,7 +71,7 @@ class Recipe:
         validation_size: part of the training images kept for validation: a fraction below 1,
             or a count; 0 trains on all.
         pad: pixels of padding before the random crop.
-        pad_mode: "mean" (zero after normalisation), "black" or "reflect".
+        pad_mode: "mean" (zero after normalization), "black" or "reflect".
         shortcut: the builder's shortcut, or None for the network's own.
     """
 

@@ -23,7 +23,7 @@ def network():
     return model
 
 
-def test_folding_takes_the_normalisations_out_and_leaves_the_outputs(network):
+def test_folding_takes_the_normalizations_out_and_leaves_the_outputs(network):
     images = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     as_it_is, folded = compiled_inference(network), compiled_inference(network, fold_bn=True)
     expected = network.predict_on_batch(images.astype(np.float32))

@@ -92,7 +92,7 @@ def test_the_saved_model_is_a_plain_float32_one_with_a_sidecar(finished_run, sha
     assert report["test"]["top1"] == (logits.argmax(axis=1) == shapes.test.labels).mean()
 
 
-def test_normalisation_comes_from_the_training_part_alone(finished_run, shapes):
+def test_normalization_comes_from_the_training_part_alone(finished_run, shapes):
     folder, _, _ = finished_run
     sidecar = json.loads((folder / "final.json").read_text())["preprocessing"]
     all_images = shapes.train.images.astype(np.float64)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resnet_tf.data.transforms import NoAugmentation, PadCropFlip, mean_fill
+from resnet_tf.data.transforms import NoTransform, PadCropFlip, mean_fill
 
 
 def random_image(channels=3, height=32, width=32, seed=0):
@@ -98,7 +98,7 @@ def test_fields_out_of_range_are_refused(fields):
 
 
 def test_no_augmentation_returns_the_image():
-    image, policy = random_image(), NoAugmentation()
+    image, policy = random_image(), NoTransform()
     draws = policy.draw(np.random.default_rng(0), 5)
     assert draws.shape == (5, 0)
     assert policy.apply(image, draws[0]) is image

@@ -126,7 +126,7 @@ def test_every_form_is_read(tmp_path, version, kind, names, classes, form):
     before = sorted(tmp_path.rglob("*"))
     data = load_cifar(kind, str(place))
     check(data, names, classes)
-    assert (data.name, data.source) == (kind, "unrecognised copy")
+    assert (data.name, data.source) == (kind, "unrecognized copy")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from resnet_tf.data.dataset import is_own
-from resnet_tf.data.image_folder import ImageFiles, find_own, natural_order, read_folder
-from resnet_tf.data.image_list import read_list
+from resnet_tf.data.dataset import is_image_dataset
+from resnet_tf.data.image_folder import ImageFiles, natural_order, read_folder
+from resnet_tf.data.image_list import find_images, read_list
 from resnet_tf.errors import UserError
 
 
@@ -236,20 +236,25 @@ def test_a_list_that_is_not_there(tmp_path):
 def test_what_the_commands_call_them(tmp_path, lists):
     plant(tmp_path / "data", "a/1.jpg")
     train, valid = lists("a.jpg x\n", "t.txt"), lists("b.jpg x\n", "v.txt")
-    assert set(find_own(f"folder:{tmp_path / 'data'}")) == {"train"}
-    assert set(find_own(f"list:{train},{valid}")) == {"train", "validation"}
-    assert set(find_own(f"list:{train},{valid},{train}")) == {"train", "validation", "test"}
-    assert {split: files.paths for split, files in find_own(f"list:{train},,{valid}").items()} == {
+    assert set(find_images(f"folder:{tmp_path / 'data'}")) == {"train"}
+    assert set(find_images(f"list:{train},{valid}")) == {"train", "validation"}
+    assert set(find_images(f"list:{train},{valid},{train}")) == {"train", "validation", "test"}
+    assert {split: files.paths for split, files in find_images(f"list:{train},,{valid}").items()} == {
         "train": (str(tmp_path / "a.jpg"),),
         "test": (str(tmp_path / "b.jpg"),),
     }
-    assert [is_own(name) for name in ("folder:x", "list:y", "cifar10", "folders")] == [True, True, False, False]
+    assert [is_image_dataset(name) for name in ("folder:x", "list:y", "cifar10", "folders")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("name", ["folder:", "list: ", "cifar10", "list:a,b,c,d", "list:,b", "list:a,", "list:a,b,"])
 def test_names_of_no_images(name):
     with pytest.raises(UserError, match=r"folder:PATH|list:TRAIN"):
-        find_own(name)
+        find_images(name)
 
 
 def test_taking_some():

@@ -5,23 +5,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.data.device_loader import CopiedBatches, ResidentImages, make_feed
-from resnet_tf.data.loader import ArraySource, Batches
-from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
+from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice, to_device
+from resnet_tf.data.loader import ArraySource, TrainLoader
+from resnet_tf.data.transforms import NoTransform, PadCropFlip
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe
 from resnet_tf.training import checkpoint
 from resnet_tf.training.optimizer import make_optimizer
-from resnet_tf.training.step import make_train_step, make_train_steps
+from resnet_tf.training.step import make_multi_step, make_train_step
 
 
 def some_batches(policy, shape=(6, 5, 3), count=40):
     rng = np.random.default_rng(0)
     source = ArraySource(rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, 10, count))
-    batches = Batches(source, policy, batch_size=8, seed=1, indices=np.arange(0, count, 2))
-    return batches, ResidentImages(batches, source, policy)
+    batches = TrainLoader(source, policy, batch_size=8, seed=1, indices=np.arange(0, count, 2))
+    return batches, DeviceCachedLoader(batches, source, policy)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_pixel_by_hand():
     image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     policy = PadCropFlip(1, fill=(70, 80, 90))
     source = ArraySource(image, [0])
-    resident = ResidentImages(Batches(source, policy, batch_size=1, seed=0), source, policy)
+    resident = DeviceCachedLoader(TrainLoader(source, policy, batch_size=1, seed=0), source, policy)
     # Down and right by one of the padded corner at (2, 1): the lower row of the image, then the pad; mirrored.
     found = resident.images(tf.constant([0], tf.int64), tf.constant([[2, 1, 1]], tf.int64)).numpy()
     np.testing.assert_array_equal(found[0], [[[9, 10, 11], [6, 7, 8]], [[70, 80, 90], [70, 80, 90]]])
@@ -65,7 +65,7 @@ def test_updates_are_those_of_batches_from_the_host():
         optimizer = make_optimizer(recipe, "float32")
         optimizer.build(model.trainable_variables)
         step = make_train_step(model, fused_view(model, "float32"), optimizer, recipe, jit_compile=False)
-        steps = make_train_steps(step, model)
+        steps = make_multi_step(step, model)
         batches, resident = some_batches(policy, (8, 8, 3))
         feed = resident if on_device else batches
         if on_device:
@@ -82,41 +82,41 @@ def test_updates_are_those_of_batches_from_the_host():
 
 def test_copies_are_the_batches_of_the_host_in_order():
     batches, _ = some_batches(PadCropFlip(2))
-    copies = list(CopiedBatches(batches).iterate(3, 9))
+    copies = list(PrefetchToDevice(batches).iterate(3, 9))
     assert len(copies) == 6
     for step, (images, labels) in enumerate(copies, start=3):
         expected, expected_labels = batches.batch(step)
         np.testing.assert_array_equal(images, expected)
         np.testing.assert_array_equal(labels, expected_labels)
-    assert list(CopiedBatches(batches).iterate(3, 3)) == []
+    assert list(PrefetchToDevice(batches).iterate(3, 3)) == []
 
 
 @pytest.mark.parametrize(
     ("wish", "is_gpu", "per_call", "kind"),
     [
-        ("auto", False, 1, Batches),
-        ("auto", True, 10, ResidentImages),
-        ("always", False, 1, ResidentImages),
-        ("never", True, 1, CopiedBatches),
-        ("never", True, 10, Batches),
+        ("auto", False, 1, TrainLoader),
+        ("auto", True, 10, DeviceCachedLoader),
+        ("always", False, 1, DeviceCachedLoader),
+        ("never", True, 1, PrefetchToDevice),
+        ("never", True, 10, TrainLoader),
     ],
 )
 def test_the_way_to_the_device(wish, is_gpu, per_call, kind):
     policy = PadCropFlip(2)
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
-    batches = Batches(source, policy, batch_size=2, seed=0)
-    assert type(make_feed(batches, source, policy, wish=wish, is_gpu=is_gpu, per_call=per_call)) is kind
+    batches = TrainLoader(source, policy, batch_size=2, seed=0)
+    assert type(to_device(batches, source, policy, wish=wish, is_gpu=is_gpu, per_call=per_call)) is kind
 
 
 def test_what_cannot_stay():
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
-    batches = Batches(source, NoAugmentation(), batch_size=2, seed=0)
+    batches = TrainLoader(source, NoTransform(), batch_size=2, seed=0)
     with pytest.raises(UserError, match="--keep-on-device always is for CIFAR and shapes as they are"):
-        make_feed(batches, source, NoAugmentation(), wish="always", is_gpu=False, per_call=1)
-    assert make_feed(batches, source, NoAugmentation(), wish="auto", is_gpu=False, per_call=1) is batches
+        to_device(batches, source, NoTransform(), wish="always", is_gpu=False, per_call=1)
+    assert to_device(batches, source, NoTransform(), wish="auto", is_gpu=False, per_call=1) is batches
     with pytest.raises(UserError, match="--keep-on-device always is for one device, here are 2 replicas"):
-        make_feed(batches, source, PadCropFlip(2), wish="always", is_gpu=True, per_call=1, replicas=2)
-    assert make_feed(batches, source, PadCropFlip(2), wish="auto", is_gpu=True, per_call=1, replicas=2) is batches
+        to_device(batches, source, PadCropFlip(2), wish="always", is_gpu=True, per_call=1, replicas=2)
+    assert to_device(batches, source, PadCropFlip(2), wish="auto", is_gpu=True, per_call=1, replicas=2) is batches
 
 
 def test_a_run_with_its_images_on_the_device_ends_with_the_same_bits(tmp_path, train):

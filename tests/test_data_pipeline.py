@@ -3,8 +3,8 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_tf.data.loader import ArraySource, Batches, epoch_draws, epoch_order
-from resnet_tf.data.transforms import NoAugmentation, PadCropFlip
+from resnet_tf.data.loader import ArraySource, TrainLoader, epoch_draws, epoch_order
+from resnet_tf.data.transforms import NoTransform, PadCropFlip
 from resnet_tf.errors import UserError
 
 COUNT = 200
@@ -45,7 +45,7 @@ def batch_threads():
 
 
 def test_shapes_and_dtypes():
-    images, labels = Batches(random_source(), PadCropFlip(), batch_size=32, seed=0).batch(0)
+    images, labels = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=0).batch(0)
     assert (images.shape, images.dtype) == ((32, 8, 8, 3), np.uint8)
     assert (labels.shape, labels.dtype) == ((32,), np.int32)
     assert images.flags.c_contiguous
@@ -73,14 +73,14 @@ def test_the_streams_are_not_those_of_the_bare_seed():
 
 
 def test_an_image_keeps_its_label():
-    batches = Batches(numbered_source(), NoAugmentation(), batch_size=32, seed=0, workers=3)
+    batches = TrainLoader(numbered_source(), NoTransform(), batch_size=32, seed=0, workers=3)
     for images, labels in batches.iterate(0, 10):
         np.testing.assert_array_equal(images, np.broadcast_to(labels[:, None, None, None], images.shape))
 
 
 def test_an_image_gets_the_draw_of_its_index():
     source, policy = random_source(), PadCropFlip()
-    batches = Batches(source, policy, batch_size=50, seed=3)
+    batches = TrainLoader(source, policy, batch_size=50, seed=3)
     draws = epoch_draws(policy, 3, 1, COUNT)
     images, labels = batches.batch(batches.steps_per_epoch + 2)
     for image, index in zip(images, labels, strict=True):
@@ -88,28 +88,28 @@ def test_an_image_gets_the_draw_of_its_index():
 
 
 def test_batches_follow_the_order_of_the_epoch():
-    batches = Batches(random_source(), PadCropFlip(), batch_size=32, seed=7)
+    batches = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=7)
     for epoch in (0, 1):
         labels = [batches.batch(epoch * 6 + position)[1] for position in range(6)]
         np.testing.assert_array_equal(np.concatenate(labels), epoch_order(7, epoch, COUNT)[:192])
 
 
 def test_the_last_partial_batch_is_dropped():
-    batches = Batches(random_source(), NoAugmentation(), batch_size=32, seed=0)
+    batches = TrainLoader(random_source(), NoTransform(), batch_size=32, seed=0)
     assert batches.steps_per_epoch == 6
-    assert Batches(random_source(), NoAugmentation(), batch_size=COUNT, seed=0).steps_per_epoch == 1
+    assert TrainLoader(random_source(), NoTransform(), batch_size=COUNT, seed=0).steps_per_epoch == 1
 
 
 def test_an_epoch_sees_no_image_twice_and_the_next_has_another_order():
-    batches = Batches(random_source(), NoAugmentation(), batch_size=32, seed=0)
+    batches = TrainLoader(random_source(), NoTransform(), batch_size=32, seed=0)
     epochs = [[label for _, labels in batches.iterate(s, s + 6) for label in labels.tolist()] for s in (0, 6)]
     assert all(len(set(seen)) == 192 for seen in epochs)
     assert epochs[0] != epochs[1]
 
 
 def test_pixels_do_not_depend_on_batch_size_workers_or_look_ahead():
-    small = Batches(random_source(), PadCropFlip(), batch_size=32, seed=1)
-    large = Batches(random_source(), PadCropFlip(), batch_size=50, seed=1, workers=3, ahead=2)
+    small = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=1)
+    large = TrainLoader(random_source(), PadCropFlip(), batch_size=50, seed=1, workers=3, ahead=2)
     few, many = pixels_by_image(small, 1), pixels_by_image(large, 1)
     assert (len(few), len(many)) == (192, 200)
     assert few == {index: many[index] for index in few}
@@ -117,29 +117,29 @@ def test_pixels_do_not_depend_on_batch_size_workers_or_look_ahead():
 
 def test_pixels_do_not_depend_on_the_other_training_images():
     source = random_source()
-    whole = pixels_by_image(Batches(source, PadCropFlip(), batch_size=50, seed=1), 0)
+    whole = pixels_by_image(TrainLoader(source, PadCropFlip(), batch_size=50, seed=1), 0)
     kept = np.arange(10, 150, 2)
-    part = pixels_by_image(Batches(source, PadCropFlip(), batch_size=7, seed=1, indices=kept), 0)
+    part = pixels_by_image(TrainLoader(source, PadCropFlip(), batch_size=7, seed=1, indices=kept), 0)
     assert sorted(part) == kept.tolist()
     assert part == {index: whole[index] for index in part}
 
 
 def test_one_and_three_workers_give_the_same_batches():
-    one, three = (Batches(random_source(), PadCropFlip(), batch_size=32, seed=2, workers=n) for n in (1, 3))
+    one, three = (TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=2, workers=n) for n in (1, 3))
     assert_same_batches(one.iterate(0, 20), three.iterate(0, 20))
 
 
 def test_starting_in_the_middle_gives_the_tail_of_the_whole():
-    batches = Batches(random_source(), PadCropFlip(), batch_size=32, seed=2)
+    batches = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=2)
     whole = list(batches.iterate(0, 20))
-    again = Batches(random_source(), PadCropFlip(), batch_size=32, seed=2, workers=2)
+    again = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=2, workers=2)
     assert_same_batches(again.iterate(9, 20), whole[9:])
     assert_same_batches([again.batch(step) for step in range(20)], whole)
 
 
 @pytest.mark.parametrize(("start", "stop", "ahead"), [(0, 0, 4), (5, 5, 4), (0, 2, 4), (3, 20, 1)])
 def test_iterate_yields_each_step_once(start, stop, ahead):
-    batches = Batches(random_source(), PadCropFlip(), batch_size=32, seed=2, ahead=ahead)
+    batches = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=2, ahead=ahead)
     assert_same_batches(batches.iterate(start, stop), [batches.batch(step) for step in range(start, stop)])
 
 
@@ -154,7 +154,7 @@ drawn: list[int] = []
 
 def test_draws_are_made_once_an_epoch():
     drawn.clear()
-    batches = Batches(random_source(), CountingPolicy(), batch_size=20, seed=0)
+    batches = TrainLoader(random_source(), CountingPolicy(), batch_size=20, seed=0)
     for step in [*range(20), 9, 10]:
         batches.batch(step)
     assert drawn == [COUNT, COUNT]
@@ -172,7 +172,7 @@ class BrokenSource(ArraySource):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_workers_exception_surfaces_at_its_step(workers):
     source = BrokenSource(random_source().images, np.arange(COUNT))
-    batches = Batches(source, NoAugmentation(), batch_size=10, seed=0, workers=workers, ahead=8)
+    batches = TrainLoader(source, NoTransform(), batch_size=10, seed=0, workers=workers, ahead=8)
     damaged = epoch_order(0, 0, COUNT).tolist().index(42) // 10
     assert damaged > 0
     steps = batches.iterate(0, 20)
@@ -195,7 +195,7 @@ class RecordingSource(ArraySource):
 
 def test_closing_ends_the_threads_and_no_more_than_ahead_was_prepared():
     source = RecordingSource(COUNT)
-    batches = Batches(source, NoAugmentation(), batch_size=10, seed=0, workers=3, ahead=4)
+    batches = TrainLoader(source, NoTransform(), batch_size=10, seed=0, workers=3, ahead=4)
     steps = batches.iterate(0, 1000)
     next(steps)
     assert batch_threads()
@@ -209,13 +209,13 @@ def test_batches_are_prepared_while_the_consumer_works():
     reached = threading.Event()
     wanted = int(epoch_order(0, 0, COUNT)[45])
 
-    class Announcing(NoAugmentation):
+    class Announcing(NoTransform):
         def apply(self, image, draw):
             if wanted in source.read:
                 reached.set()
             return image
 
-    steps = Batches(source, Announcing(), batch_size=10, seed=0, ahead=4).iterate(0, 20)
+    steps = TrainLoader(source, Announcing(), batch_size=10, seed=0, ahead=4).iterate(0, 20)
     next(steps)
     # The consumer asks for nothing more; step 4 is prepared all the same.
     assert reached.wait(timeout=60)
@@ -224,25 +224,25 @@ def test_batches_are_prepared_while_the_consumer_works():
 
 def test_a_batch_larger_than_the_data_names_both_numbers():
     with pytest.raises(UserError, match=r"128 is larger than the 100 training images"):
-        Batches(random_source(), NoAugmentation(), batch_size=128, seed=0, indices=np.arange(100))
+        TrainLoader(random_source(), NoTransform(), batch_size=128, seed=0, indices=np.arange(100))
 
 
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"workers": 0}, {"ahead": 0}, {"seed": -1}])
 def test_numbers_out_of_range_are_the_users(bad):
     name, number = next(iter(bad.items()))
     with pytest.raises(UserError, match=f"{name.replace('_', ' ')} is {number}"):
-        Batches(random_source(), NoAugmentation(), **{"batch_size": 8, "seed": 0} | bad)
+        TrainLoader(random_source(), NoTransform(), **{"batch_size": 8, "seed": 0} | bad)
 
 
 @pytest.mark.parametrize("indices", [[0, 0, 1], [-1, 2], [0, COUNT], [0.5, 1.0], [[0, 1]]])
 def test_indices_must_be_distinct_indices_of_the_source(indices):
     with pytest.raises(ValueError, match="indices"):
-        Batches(random_source(), NoAugmentation(), batch_size=1, seed=0, indices=indices)
+        TrainLoader(random_source(), NoTransform(), batch_size=1, seed=0, indices=indices)
 
 
 def test_negative_steps_are_refused():
     with pytest.raises(ValueError, match="step is -1"):
-        Batches(random_source(), NoAugmentation(), batch_size=8, seed=0).batch(-1)
+        TrainLoader(random_source(), NoTransform(), batch_size=8, seed=0).batch(-1)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,10 @@ def test_arrays_that_do_not_fit_are_refused(images, labels):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_shares_of_all_processes_are_the_batch(count):
-    whole = Batches(random_source(), PadCropFlip(), batch_size=32, seed=3)
-    shares = [Batches(random_source(), PadCropFlip(), batch_size=32, seed=3, share=(i, count)) for i in range(count)]
+    whole = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=3)
+    shares = [
+        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=3, share=(i, count)) for i in range(count)
+    ]
     for step in (0, 5, 6, 11):  # the first and last of two epochs
         parts = [share.batch(step) for share in shares]
         assert {len(labels) for _, labels in parts} == {32 // count}
@@ -279,7 +281,7 @@ def test_a_share_is_read_and_augmented_alone():
 
     read = []
     source = random_source()
-    batches = Batches(Counting(source.images, source.labels), PadCropFlip(), batch_size=32, seed=0, share=(1, 4))
+    batches = TrainLoader(Counting(source.images, source.labels), PadCropFlip(), batch_size=32, seed=0, share=(1, 4))
     _, labels = batches.batch(0)
     assert read == labels.tolist()
     assert len(read) == 8
@@ -287,13 +289,13 @@ def test_a_share_is_read_and_augmented_alone():
 
 def test_each_part_of_a_batch_is_shared():
     """Two parts of 6 for three processes: rows 0, 1 and 6, 7 are the first one's."""
-    whole = Batches(random_source(), PadCropFlip(), batch_size=12, seed=0).batch(0)
+    whole = TrainLoader(random_source(), PadCropFlip(), batch_size=12, seed=0).batch(0)
     for index in range(3):
-        shared = Batches(random_source(), PadCropFlip(), batch_size=12, seed=0, share=(index, 3), parts=2).batch(0)
+        shared = TrainLoader(random_source(), PadCropFlip(), batch_size=12, seed=0, share=(index, 3), parts=2).batch(0)
         rows = [2 * index, 2 * index + 1, 6 + 2 * index, 7 + 2 * index]
         assert_same_batches([shared], [(whole[0][rows], whole[1][rows])])
 
 
 def test_a_batch_that_cannot_be_shared_evenly():
     with pytest.raises(UserError, match="the batch size 32 cannot be shared evenly; give a multiple of 6"):
-        Batches(random_source(), PadCropFlip(), batch_size=32, seed=0, share=(0, 3), parts=2)
+        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=0, share=(0, 3), parts=2)

@@ -5,21 +5,28 @@ import time
 import numpy as np
 import pytest
 
-from resnet_tf.data import image_ops as colour
+from resnet_tf.data import image_ops as color
 from resnet_tf.data.dataset import channel_statistics
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_ops import BOX_DRAWS, Framing, crop, flip, random_box, resize, rotate
-from resnet_tf.data.loader import ArraySource, Batches, FileSource, FramedSource, ordered_batches, source_statistics
+from resnet_tf.data.image_ops import BOX_DRAWS, ResizeCenterCrop, crop, flip, random_box, resize, rotate
+from resnet_tf.data.loader import (
+    ArraySource,
+    FileSource,
+    ResizedSource,
+    TrainLoader,
+    ordered_batches,
+    source_statistics,
+)
 from resnet_tf.data.transforms import (
     POLICIES,
-    NoAugmentation,
-    OwnPolicy,
+    CustomTransform,
+    NoTransform,
     PadCropFlip,
     RandomCropFlip,
-    Strong,
+    StrongAugment,
     augmentation,
-    own_augmentation,
+    custom_transforms,
 )
 from resnet_tf.errors import UserError
 
@@ -106,13 +113,13 @@ def test_quarter_turns_to_the_pixel(side):
         np.testing.assert_array_equal(rotate(image, 90 * turns, side, side), np.rot90(image, turns))
 
 
-def test_turning_by_nothing_cuts_out_the_centre():
+def test_turning_by_nothing_cuts_out_the_center():
     image = random_image(30, 40)
     np.testing.assert_array_equal(rotate(image, 0, 20, 26), image[5:25, 7:33])
 
 
 def rotated_reference(image, degrees, height, width):
-    """Bilinear interpolation about the centre, y down, black outside."""
+    """Bilinear interpolation about the center, y down, black outside."""
     rows, columns = image.shape[:2]
     angle = np.radians(degrees)
     y, x = np.mgrid[:height, :width].astype(float)
@@ -150,28 +157,28 @@ def luma(image):
 def test_brightness_contrast_and_saturation_to_the_level(factor):
     image = random_image()
     values = image.astype(float)
-    np.testing.assert_array_equal(colour.brighten(image, factor), rounded(values * factor))
+    np.testing.assert_array_equal(color.brighten(image, factor), rounded(values * factor))
     mean = rounded(luma(image)).mean()
-    # The grey of a pixel may fall on the other side of one half.
-    assert np.abs(colour.contrast(image, factor) - rounded(mean + factor * (values - mean))).max() <= 1
+    # The gray of a pixel may fall on the other side of one half.
+    assert np.abs(color.contrast(image, factor) - rounded(mean + factor * (values - mean))).max() <= 1
     greys = rounded(luma(image))[..., None]
-    assert np.abs(colour.saturate(image, factor) - rounded(greys + factor * (values - greys))).max() <= 1
+    assert np.abs(color.saturate(image, factor) - rounded(greys + factor * (values - greys))).max() <= 1
 
 
 def test_a_factor_of_one_and_a_turn_of_nothing_change_nothing():
     image = random_image()
     for varied in (
-        *(colour.brighten(image, 1.0), colour.contrast(image, 1.0)),
-        *(colour.saturate(image, 1.0), colour.turn_hue(image, 0.0)),
+        *(color.brighten(image, 1.0), color.contrast(image, 1.0)),
+        *(color.saturate(image, 1.0), color.adjust_hue(image, 0.0)),
     ):
         np.testing.assert_array_equal(varied, image)
 
 
 def test_grey_is_luma_in_three_channels():
     image = random_image()
-    grey = colour.grey(image)
-    assert np.abs(grey - luma(image)[..., None]).max() <= 0.51
-    assert colour.grey(np.full((1, 1, 3), 77, np.uint8)).tolist() == [[[77, 77, 77]]]
+    gray = color.gray(image)
+    assert np.abs(gray - luma(image)[..., None]).max() <= 0.51
+    assert color.gray(np.full((1, 1, 3), 77, np.uint8)).tolist() == [[[77, 77, 77]]]
 
 
 @pytest.mark.parametrize("turns", [-0.1, -0.03, 0.05, 0.1, 1 / 3])
@@ -182,13 +189,13 @@ def test_hue_turns_in_hsv(turns):
         hue, saturation, value = colorsys.rgb_to_hsv(*(image[place] / 255))
         expected[place] = 255 * np.array(colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value))
     # float32, so a level may fall on the other side of one half.
-    assert np.abs(colour.turn_hue(image, turns) - expected).max() <= 0.51
+    assert np.abs(color.adjust_hue(image, turns) - expected).max() <= 0.51
 
 
 def test_a_third_of_a_turn_makes_red_green():
     red = np.array([[[200, 0, 0]]], np.uint8)
-    assert colour.turn_hue(red, 1 / 3).tolist() == [[[0, 200, 0]]]
-    assert colour.turn_hue(red, -1 / 3).tolist() == [[[0, 0, 200]]]
+    assert color.adjust_hue(red, 1 / 3).tolist() == [[[0, 200, 0]]]
+    assert color.adjust_hue(red, -1 / 3).tolist() == [[[0, 0, 200]]]
 
 
 def test_random_crop_flip_cuts_resizes_and_mirrors():
@@ -204,7 +211,7 @@ def test_random_crop_flip_cuts_resizes_and_mirrors():
 def test_the_smallest_box_of_the_least_picture_need_not_be_enlarged():
     policy = RandomCropFlip(224)
     # √(0.08 · ¾) = 0.245.
-    assert policy.least == 915
+    assert policy.min_side == 915
     rows, columns = random_box(915, 915, box_draws(0, 0, 0, 0), SCALE, RATIO)[2:]
     assert min(rows, columns) == 224
 
@@ -218,7 +225,7 @@ NEUTRAL = {
     "s": 0.5,
     "h": 0.5,
     "order": 0,
-    "grey": 0.9,
+    "gray": 0.9,
 }
 
 
@@ -227,28 +234,29 @@ def strong_draw(**changed):
 
 
 def test_strong_by_its_parts():
-    image, policy = random_image(300, 300), Strong(256)
-    centre = image[22:278, 22:278]
+    image, policy = random_image(300, 300), StrongAugment(256)
+    center = image[22:278, 22:278]
     for draw, expected in [
-        (strong_draw(), centre),
-        (strong_draw(left_right=0.4), centre[:, ::-1]),
-        (strong_draw(upside_down=0.4), centre[::-1]),
-        (strong_draw(grey=0.09), colour.grey(centre)),
-        (strong_draw(b=0), colour.brighten(centre, 0.8)),
-        (strong_draw(c=0), colour.contrast(centre, 0.9)),
-        (strong_draw(s=0), colour.saturate(centre, 0.9)),
-        (strong_draw(h=0), colour.turn_hue(centre, -0.1)),
+        (strong_draw(), center),
+        (strong_draw(left_right=0.4), center[:, ::-1]),
+        (strong_draw(upside_down=0.4), center[::-1]),
+        (strong_draw(gray=0.09), color.gray(center)),
+        (strong_draw(b=0), color.brighten(center, 0.8)),
+        (strong_draw(c=0), color.contrast(center, 0.9)),
+        (strong_draw(s=0), color.saturate(center, 0.9)),
+        (strong_draw(h=0), color.adjust_hue(center, -0.1)),
         (strong_draw(angle=0), rotate(image, -45, 256, 256)),
         (strong_draw(angle=0.75), rotate(image, 22.5, 256, 256)),
     ]:
         np.testing.assert_allclose(policy.apply(image, draw), expected, atol=1)
-    assert np.mean(policy.apply(image, strong_draw(b=0)) == colour.brighten(centre, 0.8)) > 0.99
+    assert np.mean(policy.apply(image, strong_draw(b=0)) == color.brighten(center, 0.8)) > 0.99
 
 
-def test_strong_changes_colours_in_each_order():
+def test_strong_changes_colors_in_each_order():
     image = random_image(300, 300)
     results = {
-        Strong(256).apply(image, strong_draw(b=0, c=1, s=1, h=1, order=(i + 0.5) / 24)).tobytes() for i in range(24)
+        StrongAugment(256).apply(image, strong_draw(b=0, c=1, s=1, h=1, order=(i + 0.5) / 24)).tobytes()
+        for i in range(24)
     }
     # Brightness scales what contrast and saturation move, so some orders agree; most do not.
     assert len(results) > 12
@@ -256,11 +264,11 @@ def test_strong_changes_colours_in_each_order():
 
 @pytest.mark.parametrize(("size", "squashed"), [(256, 300), (224, 262), (32, 38), (128, 150)])
 def test_strong_scales_with_the_size(size, squashed):
-    assert Strong(size).squashed == squashed
-    assert Strong(size).apply(random_image(50, 70), strong_draw()).shape == (size, size, 3)
+    assert StrongAugment(size).squashed == squashed
+    assert StrongAugment(size).apply(random_image(50, 70), strong_draw()).shape == (size, size, 3)
 
 
-@pytest.mark.parametrize("policy", [RandomCropFlip(8), Strong(8), OwnPolicy(lambda image, rng: image, 8)])
+@pytest.mark.parametrize("policy", [RandomCropFlip(8), StrongAugment(8), CustomTransform(lambda image, rng: image, 8)])
 def test_an_images_draw_does_not_depend_on_how_many_follow(policy):
     few, many = (policy.draw(np.random.default_rng(3), count) for count in (10, 1000))
     np.testing.assert_array_equal(few, many[:10])
@@ -268,7 +276,7 @@ def test_an_images_draw_does_not_depend_on_how_many_follow(policy):
 
 
 def test_draws_fill_zero_to_one():
-    for policy in (RandomCropFlip(8), Strong(8)):
+    for policy in (RandomCropFlip(8), StrongAugment(8)):
         draws = policy.draw(np.random.default_rng(0), 20_000)
         assert np.all((draws >= 0) & (draws < 1))
         # Five standard deviations of the mean of 20,000.
@@ -276,19 +284,19 @@ def test_draws_fill_zero_to_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "framing", "least"),
+    ("name", "size", "framing", "min_side"),
     [
-        ("imagenet", 224, Framing(256, 224, 224), 915),
-        ("imagenet", 32, Framing(37, 32, 32), 131),
-        ("strong", 256, Framing(None, 256, 256), 600),
-        ("strong", 224, Framing(None, 224, 224), 524),
-        ("cifar", 32, Framing(32, 32, 32), None),
-        ("none", 64, Framing(64, 64, 64), None),
+        ("imagenet", 224, ResizeCenterCrop(256, 224, 224), 915),
+        ("imagenet", 32, ResizeCenterCrop(37, 32, 32), 131),
+        ("strong", 256, ResizeCenterCrop(None, 256, 256), 600),
+        ("strong", 224, ResizeCenterCrop(None, 224, 224), 524),
+        ("cifar", 32, ResizeCenterCrop(32, 32, 32), None),
+        ("none", 64, ResizeCenterCrop(64, 64, 64), None),
     ],
 )
-def test_evaluation_matches_training(name, size, framing, least):
+def test_evaluation_matches_training(name, size, framing, min_side):
     chosen = augmentation(name, size)
-    assert (chosen.framing, chosen.least) == (framing, least)
+    assert (chosen.framing, chosen.min_side) == (framing, min_side)
 
 
 def test_cifar_is_the_papers_on_images_of_its_size():
@@ -305,7 +313,7 @@ def test_cifar_is_the_papers_on_images_of_its_size():
 def test_unknown_names_and_sizes():
     with pytest.raises(UserError, match="'autoaugment' is not known; choose one of cifar, imagenet, strong, none"):
         augmentation("autoaugment", 32)
-    for make in (lambda: augmentation("cifar", 0), lambda: own_augmentation(lambda image, rng: image, -1)):
+    for make in (lambda: augmentation("cifar", 0), lambda: custom_transforms(lambda image, rng: image, -1)):
         with pytest.raises(UserError, match="input size"):
             make()
 
@@ -324,12 +332,12 @@ def files_of_many_sizes(tmp_path):
 @pytest.mark.parametrize("name", POLICIES)
 def test_batches_of_files_of_many_sizes_have_one_shape(files_of_many_sizes, name):
     chosen = augmentation(name, 32)
-    source = FileSource(files_of_many_sizes, chosen.least)
-    one, several = (Batches(source, chosen.policy, batch_size=4, seed=5, workers=workers) for workers in (1, 3))
+    source = FileSource(files_of_many_sizes, chosen.min_side)
+    one, several = (TrainLoader(source, chosen.policy, batch_size=4, seed=5, workers=workers) for workers in (1, 3))
     for (images, labels), (again, _) in zip(one.iterate(0, 6), several.iterate(0, 6), strict=True):
         assert (images.shape, images.dtype, labels.dtype) == ((4, 32, 32, 3), np.uint8, np.int32)
         np.testing.assert_array_equal(images, again)
-    framed = FramedSource(FileSource(files_of_many_sizes), chosen.framing)
+    framed = ResizedSource(FileSource(files_of_many_sizes), chosen.framing)
     assert [framed.image(i).shape for i in range(8)] == [(32, 32, 3)] * 8
 
 
@@ -341,7 +349,7 @@ def test_own_functions_get_a_generator_of_their_own_per_image_and_epoch():
     kinds = [(32, 1, 7), (16, 3, 7), (32, 1, 8)]
     values = []
     for batch_size, workers, seed in kinds:
-        batches = Batches(source, OwnPolicy(own, 2), batch_size=batch_size, seed=seed, workers=workers)
+        batches = TrainLoader(source, CustomTransform(own, 2), batch_size=batch_size, seed=seed, workers=workers)
         steps = range(0, 2 * 64, batch_size)
         images = [image for image, _ in batches.iterate(0, len(steps))]
         values.append(np.concatenate(images)[:, 0, 0, 0])
@@ -359,7 +367,7 @@ def test_own_functions_get_a_generator_of_their_own_per_image_and_epoch():
     ],
 )
 def test_own_functions_that_return_something_else(function, message):
-    policy = OwnPolicy(function, 8)
+    policy = CustomTransform(function, 8)
     with pytest.raises(UserError, match=message):
         policy.apply(random_image(), policy.draw(np.random.default_rng(0), 1)[0])
 
@@ -372,20 +380,20 @@ def test_own_functions_cannot_change_the_source():
         return image
 
     with pytest.raises(UserError, match=r"paint raised ValueError: .*read-only \(.*test_data_policies.py, line \d+\)"):
-        OwnPolicy(paint, 8).apply(image, np.array([1], np.uint64))
+        CustomTransform(paint, 8).apply(image, np.array([1], np.uint64))
     assert image.flags.writeable
 
 
-def test_own_augmentation_is_evaluated_on_the_centre():
-    assert own_augmentation(lambda image, rng: image, 64).framing == Framing(64, 64, 64)
-    assert own_augmentation(lambda image, rng: image, 224, "imagenet").framing == Framing(256, 224, 224)
+def test_own_augmentation_is_evaluated_on_the_center():
+    assert custom_transforms(lambda image, rng: image, 64).framing == ResizeCenterCrop(64, 64, 64)
+    assert custom_transforms(lambda image, rng: image, 224, "imagenet").framing == ResizeCenterCrop(256, 224, 224)
 
 
 def test_upscaled_images_are_made_when_they_are_asked_for():
     small = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
-    framed = FramedSource(ArraySource(small, np.arange(12)), Framing(224, 224, 224))
+    framed = ResizedSource(ArraySource(small, np.arange(12)), ResizeCenterCrop(224, 224, 224))
     assert len(framed) == 12
-    images, labels = Batches(framed, NoAugmentation(), batch_size=3, seed=0).batch(0)
+    images, labels = TrainLoader(framed, NoTransform(), batch_size=3, seed=0).batch(0)
     assert images.shape == (3, 224, 224, 3)
     for image, label in zip(images, labels, strict=True):
         np.testing.assert_array_equal(image, resize(small[label], 224, 224))
@@ -417,7 +425,7 @@ def test_files_are_decoded_in_the_size_that_training_needs(tmp_path):
     cv2.imwrite(str(tmp_path / "x.jpg"), random_image(400, 800))
     files = ImageFiles((str(tmp_path / "x.jpg"),), np.zeros(1, np.int32), ("a",))
     assert FileSource(files).image(0).shape == (400, 800, 3)
-    assert FileSource(files, least=100).image(0).shape == (100, 200, 3)
+    assert FileSource(files, min_side=100).image(0).shape == (100, 200, 3)
 
 
 def test_errors_in_the_background_are_raised(tmp_path):

@@ -57,7 +57,7 @@ def ill_tree(tmp_path):
     write(root / "cat/damaged.jpg", damaged_in_the_middle())
     write(root / "cat/phone.heic", b"\0\0\0\x18ftypheic" + bytes(100))
     write(root / "dog/sixteen.png", encoded(".png", drawing(51).astype(np.uint16) * 257))
-    write(root / "dog/grey.jpg", encoded(".jpg", drawing(52)[..., 0]))
+    write(root / "dog/gray.jpg", encoded(".jpg", drawing(52)[..., 0]))
     write(root / "dog/rgba.png", cv2.imencode(".png", np.dstack([drawing(53), drawing(54)[..., :1]]))[1].tobytes())
     write(root / "dog/cmyk.jpg", CMYK)
     write(root / "dog/turned.jpg", whole[:2] + exif(6) + whole[2:])
@@ -72,7 +72,7 @@ def ill_tree(tmp_path):
 
 FINE = (
     "dog/sixteen.png",
-    "dog/grey.jpg",
+    "dog/gray.jpg",
     "dog/rgba.png",
     "dog/cmyk.jpg",
     "dog/turned.jpg",
@@ -247,8 +247,8 @@ def counted(monkeypatch):
     from resnet_tf.data import image_check as module
 
     decoded = []
-    judge = module.judge
-    monkeypatch.setattr(module, "judge", lambda path: decoded.append(Path(path).name) or judge(path))
+    check_image = module.check_image
+    monkeypatch.setattr(module, "judge", lambda path: decoded.append(Path(path).name) or check_image(path))
     return decoded
 
 
@@ -302,18 +302,18 @@ def test_an_interrupted_scan_keeps_what_it_found(tmp_path, monkeypatch, counted)
 
     root, cache = clean_tree(tmp_path / "data"), tmp_path / "verdicts.json"
     write(root / "cat/0 damaged.jpg", damaged_in_the_middle())
-    judge = module.judge
+    check_image = module.check_image
 
     def interrupted(path):
         if path.endswith("dog/5.jpg"):
             raise KeyboardInterrupt
-        return judge(path)
+        return check_image(path)
 
     monkeypatch.setattr(module, "_CHUNK", 1)
     monkeypatch.setattr(module, "judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scan(read_folder(root), cache=cache, threads=1)
-    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "judge", check_image)
     # What a second look would have found to be damaged is not taken for good.
     assert len(json.loads(cache.read_text())["files"]) == GOOD - 1
     assert scan(read_folder(root), cache=cache, on_bad="skip").counts() == {"damaged": 1}

@@ -36,13 +36,13 @@ def test_no_image_occurs_twice(shapes):
     assert len({image.tobytes() for image in images}) == 7_000
 
 
-def test_the_whole_range_of_values_is_used_and_colour_tells_nothing(shapes):
+def test_the_whole_range_of_values_is_used_and_color_tells_nothing(shapes):
     assert shapes.train.images.min() == 0
     assert shapes.train.images.max() == 255
-    colour = shapes.train.images.mean((1, 2))
-    by_class = np.stack([colour[shapes.train.labels == label].mean(0) for label in range(10)])
+    color = shapes.train.images.mean((1, 2))
+    by_class = np.stack([color[shapes.train.labels == label].mean(0) for label in range(10)])
     # Five standard errors of a class mean over 600 images, whose own deviation is about 60.
-    assert np.abs(by_class - colour.mean(0)).max() < 5 * 60 / 600**0.5
+    assert np.abs(by_class - color.mean(0)).max() < 5 * 60 / 600**0.5
 
 
 def test_a_linear_model_does_not_solve_it(shapes):

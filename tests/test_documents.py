@@ -129,7 +129,7 @@ def check_command(words, run):
         assert (ROOT / words[1]).exists()
         program, rest = "resnet-tf", [words[1].removesuffix(".py"), *words[2:]]
     if program == "resnet-tf":
-        check_ours(rest[0], rest[1:], run)
+        check(rest[0], rest[1:], run)
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), words
     elif program == "pip":
@@ -141,7 +141,7 @@ def check_command(words, run):
         assert program in SHELL, words
 
 
-def check_ours(command, flags, run):
+def check(command, flags, run):
     assert command in COMMANDS, command
     if not flags or flags[0] == "--help":
         return
@@ -151,7 +151,7 @@ def check_ours(command, flags, run):
     arguments = make_parser(command).parse_args(shown or flags)
     behind = flags[flags.index("--") + 1 :] if "--" in flags else []
     if command == "launch":
-        check_ours(behind[0], behind[1:], run=False)
+        check(behind[0], behind[1:], run=False)
     if command == "train":
         parse_request(arguments)
     if command == "reproduce" and run and not (arguments.markdown or arguments.collect):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.reports.curves import Course, envelope, find_drops, smooth
-from resnet_tf.training import callbacks as watchers
+from resnet_tf.reports.curves import TrainingHistory, envelope, find_drops, smooth
+from resnet_tf.training import callbacks as callbacks
 from resnet_tf.training import logs as courses
 
 
@@ -22,7 +22,7 @@ def course(iterations=400, steps_per_epoch=100):
         }
         for step in range(steps_per_epoch, iterations + 1, steps_per_epoch)
     ]
-    return Course("a run", np.linspace(2, 1, iterations), rates, rows, steps_per_epoch)
+    return TrainingHistory("a run", np.linspace(2, 1, iterations), rates, rows, steps_per_epoch)
 
 
 def test_drops_of_a_piecewise_schedule():
@@ -53,7 +53,7 @@ def test_the_envelope_keeps_every_peak():
 
 def test_the_course_of_a_run_folder(finished_run):
     folder, _, report = finished_run
-    read = courses.read_course(folder)
+    read = courses.read_history(folder)
     assert len(read.losses) == len(read.rates) == report["iterations"] == 12
     assert read.steps_per_epoch == report["steps_per_epoch"] == 11
     # he2016 shortened to 12 iterations: 0.01 for the warm-up, then 0.1, tenths from 6 and 9 on.
@@ -76,12 +76,12 @@ def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_
     early = {"iteration": "1", "epoch": "0.0", "learning_rate": "0.01"}
     fields = dict(zip(header.split(","), row.split(","), strict=True)) | early
     (tmp_path / "metrics.csv").write_text(f"{header}\n{','.join(fields.values())}\n")
-    assert courses.read_course(tmp_path).rates.tolist() == [0.01]
+    assert courses.read_history(tmp_path).rates.tolist() == [0.01]
 
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        courses.read_course(tmp_path)
+        courses.read_history(tmp_path)
 
 
 def test_a_run_whose_name_looks_like_a_formula(tmp_path):
@@ -114,7 +114,7 @@ def test_what_the_figure_shows():
     validation = next(line for line in accuracy.lines if line.get_label() == "validation")
     np.testing.assert_allclose(validation.get_ydata(), [10, 20, 30, 40])
     styles = [(line.get_linestyle(), line.get_marker()) for line in accuracy.lines[:2]]
-    assert len(set(styles)) == 2  # told apart without colour
+    assert len(set(styles)) == 2  # told apart without color
 
 
 def test_curves_are_drawn_during_training(train, tmp_path):
@@ -147,7 +147,7 @@ def test_a_failing_watcher_is_named_once_and_the_others_go_on():
     def broken(rows):
         raise RuntimeError("no ink")
 
-    look = watchers.Watchers({"the picture": broken, "the list": seen.append}, said.append)
+    look = callbacks.Callbacks({"the picture": broken, "the list": seen.append}, said.append)
     look([1])
     look([1, 2])
     assert seen == [[1], [1, 2]]
@@ -158,16 +158,16 @@ def test_a_failing_watcher_is_named_once_and_the_others_go_on():
 def test_drawing_takes_a_small_share_of_the_time(monkeypatch, tmp_path):
     now = [0.0]
     drawn = []
-    monkeypatch.setattr(watchers.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watchers, "read_course", lambda folder: None)
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks, "read_history", lambda folder: None)
 
     def draw(course, folder):
         drawn.append(now[0])
         now[0] += 1.0
 
-    monkeypatch.setattr(watchers, "save_curves", draw)
+    monkeypatch.setattr(callbacks, "save_curves", draw)
     steps = iter(range(1, 101))
-    drawer = watchers.CurveDrawer(tmp_path, lambda: step == 100)
+    drawer = callbacks.CurveDrawer(tmp_path, lambda: step == 100)
     for step in steps:
         now[0] += 10.0
         drawer([{"iteration": step}])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.inference import compiled_forward, head_kind, score
+from resnet_tf.inference import compiled_forward, output_type, score
 
 # Powers of two as "probabilities × 8" make every expected number below exact arithmetic on logarithms.
 LOGITS = np.log(
@@ -143,9 +143,9 @@ def dense(activation=None):
 )
 def test_head_kind(last, kind, tmp_path):
     model = network(*last)
-    assert head_kind(model) == kind
+    assert output_type(model) == kind
     model.save(tmp_path / "model.keras")
-    assert head_kind(keras.models.load_model(tmp_path / "model.keras")) == kind
+    assert output_type(keras.models.load_model(tmp_path / "model.keras")) == kind
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_head_kind(last, kind, tmp_path):
 )
 def test_another_head_is_named(last, words):
     with pytest.raises(UserError, match=words):
-        head_kind(network(*last))
+        output_type(network(*last))
 
 
 @pytest.mark.parametrize("size", [8, None])
@@ -173,5 +173,5 @@ def test_score_of_a_compiled_network():
     model = network(dense())
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     labels = np.argmax(model(images, training=False), axis=1)
-    result = score(compiled_forward(model), images, labels, kind=head_kind(model), classes=4, batch_size=4)
+    result = score(compiled_forward(model), images, labels, kind=output_type(model), classes=4, batch_size=4)
     assert (result.top1, result.images) == (1.0, 7)

@@ -45,7 +45,7 @@ def test_original_units_fold_altogether():
 def test_preactivation_units_fold_what_follows_a_convolution():
     model = stirred(build_model("resnet14_v2", input_shape=(16, 16, 3)))
     folded = fold_batch_norm(model)
-    # Left: what comes after an addition. The first unit's normalisation follows the stem.
+    # Left: what comes after an addition. The first unit's normalization follows the stem.
     after_addition = [f"stage{s}_block{b}_bn1" for s in (1, 2, 3) for b in (1, 2)][1:]
     assert norms(folded) == [*after_addition, "head_bn"]
     np.testing.assert_allclose(folded(pictures(16, 16, 3)), model(pictures(16, 16, 3)), atol=1e-4)

@@ -17,7 +17,7 @@ from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.recipes import get_recipe, override
-from resnet_tf.training.fine_tune import describe_trainable, freeze, thawed, unfreeze
+from resnet_tf.training.fine_tune import all_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.optimizer import make_optimizer
 from resnet_tf.training.step import make_train_step
@@ -82,7 +82,7 @@ def test_what_is_frozen_neither_trains_nor_counts_statistics(last, trained):
     assert operations["Conv2DBackpropInput"] == convolutions
 
 
-def test_the_last_normalisation_of_version_2_belongs_to_the_features():
+def test_the_last_normalization_of_version_2_belongs_to_the_features():
     model = some_network(version=2)
     freeze(model, "all")
     assert {v.path for v in model.trainable_variables} == {"head_logits/kernel", "head_logits/bias"}
@@ -102,7 +102,7 @@ def test_a_stage_that_is_not_there():
 def test_a_saved_file_knows_nothing_of_it():
     model = some_network()
     freeze(model, "stage2")
-    with thawed(model):
+    with all_trainable(model):
         assert len(model.trainable_variables) == len(some_network().trainable_variables)
     assert {v.path.partition("_")[0] for v in model.trainable_variables} == {"stage3", "head"}
 
@@ -113,7 +113,7 @@ def test_what_trains_in_words():
     # 64 features times 10 classes and 10 biases; 75,290 as in the report of a run.
     assert describe_trainable(model) == "training 650 of 75,290 parameters in 1 layers: head_logits 650"
     freeze(model, "stage1")
-    # Two convolutions and two normalisations a stage: 9·16·32 + 9·32² + 4·32, and 9·32·64 + 9·64² + 4·64.
+    # Two convolutions and two normalizations a stage: 9·16·32 + 9·32² + 4·32, and 9·32·64 + 9·64² + 4·64.
     assert describe_trainable(model).endswith("in 9 layers: stage2 13,952, stage3 55,552, head 650")
 
 
@@ -211,7 +211,7 @@ def test_stopped_before_at_and_after_the_switch_it_ends_bit_for_bit_alike(
     train(*argv)
     printed = capsys.readouterr().out
     assert f"resuming at iteration {count} of 12" in printed
-    # All but the scales and offsets of what is normalised below stage 3: 16, 16, 16 and 32 channels.
+    # All but the scales and offsets of what is normalized below stage 3: 16, 16, 16 and 32 channels.
     assert "training 75,130 of 75,290 parameters" in printed
     assert changed(all_weights(whole), all_weights(halves)) == set()
     logs = [read_iterations(folder / "iterations.bin") for folder in (whole, halves)]

@@ -16,7 +16,7 @@ def some_network(version=2, **options):
     model = cifar_resnet(8, version=version, shortcut="projection", input_shape=(8, 8, 3), **options)
     rng = np.random.default_rng(0)
     for variable in model.variables:
-        if len(variable.shape) == 1:  # normalisations and biases away from their round first values
+        if len(variable.shape) == 1:  # normalizations and biases away from their round first values
             variable.assign(variable + rng.uniform(0, 0.3, variable.shape))
     return model
 
@@ -125,7 +125,7 @@ def test_a_view_leaves_the_model_and_its_file_as_they_were(tmp_path, suffix):
     assert np.array_equal(loaded(images), logits)
 
 
-def test_frozen_normalisation_uses_and_keeps_its_statistics():
+def test_frozen_normalization_uses_and_keeps_its_statistics():
     model = some_network()
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization) and "stage" in layer.name:
@@ -212,7 +212,7 @@ def test_what_cannot_be_fused_runs_as_it_stands(options, policy):
     assert view.get_layer("odd") is model.get_layer("odd")
     if policy == "float32":
         assert np.array_equal(view(images), model(images))
-        before = model.get_weights()  # renormalisation reads the statistics that it moves
+        before = model.get_weights()  # renormalization reads the statistics that it moves
         stock = model(images, training=True)
         model.set_weights(before)
         assert np.array_equal(view(images, training=True), stock)
@@ -220,7 +220,7 @@ def test_what_cannot_be_fused_runs_as_it_stands(options, policy):
         assert np.isfinite(view(images, training=True)).all()
 
 
-def test_normalisation_of_vectors_and_subclasses_run_as_they_stand():
+def test_normalization_of_vectors_and_subclasses_run_as_they_stand():
     class Mine(layers.BatchNormalization):
         pass
 
@@ -320,7 +320,7 @@ def test_wrong_arguments():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_synchronised_view_of_one_device_computes_what_the_model_does(version):
+def test_a_synchronized_view_of_one_device_computes_what_the_model_does(version):
     model = some_network(version)
     view = fused_view(model, sync_bn=True)
     assert_same_pass(view, model, some_images(model))

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_tf.data import image_io as jpeg
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image, stored_size
-from resnet_tf.data.image_ops import Framing, frame, resize
+from resnet_tf.data.image_ops import ResizeCenterCrop, frame, resize
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
 # (207, 46, 139).
@@ -49,10 +49,10 @@ def test_jpeg_is_close_to_the_pixels():
 
 
 def test_grey_becomes_three_equal_channels_or_stays_one():
-    grey = picture()[..., 0]
+    gray = picture()[..., 0]
     for channels in (3, 1):
         np.testing.assert_array_equal(
-            decode_image(encoded(".png", grey), channels), np.repeat(grey[..., None], channels, axis=2)
+            decode_image(encoded(".png", gray), channels), np.repeat(gray[..., None], channels, axis=2)
         )
 
 
@@ -66,7 +66,7 @@ def test_sixteen_bits_are_scaled_to_eight():
         np.testing.assert_array_equal(pixels[levels % 257 == 0][:, 0], np.arange(256))
 
 
-def test_transparency_is_dropped_and_the_colours_stay():
+def test_transparency_is_dropped_and_the_colors_stay():
     alpha = np.zeros((48, 64, 1), np.uint8)
     rgba = cv2.imencode(".png", np.dstack([picture()[..., ::-1], alpha]))[1].tobytes()
     np.testing.assert_array_equal(decode_image(rgba), picture())
@@ -183,7 +183,7 @@ def test_a_header_that_ends_early_says_nothing():
 
 def test_a_large_jpeg_is_decoded_in_part_when_less_is_needed():
     photo = encoded(".jpg", picture(801, 1200))
-    sizes = {least: decode_image(photo, least=least).shape for least in (1, 100, 101, 200, 400, 401, 900)}
+    sizes = {min_side: decode_image(photo, min_side=min_side).shape for min_side in (1, 100, 101, 200, 400, 401, 900)}
     # An eighth of 801 is 100.1, a quarter 200.25, half 400.5; libjpeg rounds up.
     assert sizes == {
         1: (101, 150, 3),
@@ -194,7 +194,7 @@ def test_a_large_jpeg_is_decoded_in_part_when_less_is_needed():
         401: (801, 1200, 3),
         900: (801, 1200, 3),
     }
-    halved = decode_image(photo, least=400)[:400].astype(int)
+    halved = decode_image(photo, min_side=400)[:400].astype(int)
     averaged = decode_image(photo)[:800].reshape(400, 2, 600, 2, 3).mean((1, 3))
     # Two roads to half the size: the same picture, if not to the level.
     assert np.abs(halved - averaged).mean() < 1
@@ -202,11 +202,11 @@ def test_a_large_jpeg_is_decoded_in_part_when_less_is_needed():
 
 def test_reduced_photos_are_turned_too():
     plain = encoded(".jpg", picture(80, 120))
-    assert decode_image(plain[:2] + exif(6) + plain[2:], least=40).shape == (60, 40, 3)
+    assert decode_image(plain[:2] + exif(6) + plain[2:], min_side=40).shape == (60, 40, 3)
 
 
 def test_other_formats_are_always_decoded_in_full():
-    assert decode_image(encoded(".png", picture()), least=1).shape == (48, 64, 3)
+    assert decode_image(encoded(".png", picture()), min_side=1).shape == (48, 64, 3)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_picture_of_the_right_size_is_left_alone():
     image = picture(32, 32)
     assert resize(image, 32, 32) is image
-    np.testing.assert_array_equal(frame(image, Framing(32, 32, 32)), image)
+    np.testing.assert_array_equal(frame(image, ResizeCenterCrop(32, 32, 32)), image)
 
 
 def test_shrinking_averages_the_pixels_that_fall_together():
@@ -254,16 +254,16 @@ def test_enlarging_interpolates_between_pixel_centres():
 def test_a_framing_takes_the_centre_or_squashes_the_whole():
     image = np.zeros((50, 90, 3), np.uint8)
     image[:, :20], image[:, 70:] = 100, 200
-    centre = frame(image, Framing(100, 100, 100))
-    assert centre.shape == (100, 100, 3)
-    assert not centre.any()
-    squashed = frame(image, Framing(None, 18, 9))
+    center = frame(image, ResizeCenterCrop(100, 100, 100))
+    assert center.shape == (100, 100, 3)
+    assert not center.any()
+    squashed = frame(image, ResizeCenterCrop(None, 18, 9))
     assert squashed[5, :, 0].tolist() == [100, 100, 0, 0, 0, 0, 0, 200, 200]
     # 100 of 128 of the shorter side.
     image[:, :] = 0
     image[11:39, 31:59] = 255
-    assert frame(image, Framing(50, 28, 28)).all()
+    assert frame(image, ResizeCenterCrop(50, 28, 28)).all()
 
 
 def test_a_very_long_picture_is_framed():
-    assert frame(np.zeros((1, 5000, 3), np.uint8), Framing(256, 224, 224)).shape == (224, 224, 3)
+    assert frame(np.zeros((1, 5000, 3), np.uint8), ResizeCenterCrop(256, 224, 224)).shape == (224, 224, 3)

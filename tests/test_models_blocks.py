@@ -93,7 +93,7 @@ def test_order_of_the_pre_activation_unit(sources):
     assert of["unit_bn2"] == ["unit_conv1"]
     assert of["unit_relu2"] == ["unit_bn2"]
     assert of["unit_conv2"] == ["unit_relu2"]
-    assert of["unit_shortcut_conv"] == ["unit_relu1"]  # the activated tensor, and no normalisation after it
+    assert of["unit_shortcut_conv"] == ["unit_relu1"]  # the activated tensor, and no normalization after it
     assert of["unit_add"] == ["unit_conv2", "unit_shortcut_conv"]
     assert model.layers[-1].name == "unit_add"
     assert not any("shortcut_bn" in name for name in of)
@@ -170,7 +170,7 @@ def test_a_zero_branch_leaves_the_identity(block, training):
     assert np.array_equal(model(x, training=training), np.maximum(x, 0))
 
 
-def test_batch_normalisation_has_the_authors_constants():
+def test_batch_normalization_has_the_authors_constants():
     norm = batch_norm("n")
     assert (norm.momentum, norm.epsilon, norm.axis) == (0.9, 1e-5, -1)
     model = block_model(residual_block, 4, 8, version=1)
@@ -182,7 +182,7 @@ def test_batch_normalisation_has_the_authors_constants():
         assert np.all(norm.beta == 0)
 
 
-def test_another_normalisation_can_take_its_place():
+def test_another_normalization_can_take_its_place():
     calls = []
 
     def norm_layer(name, gamma_initializer):

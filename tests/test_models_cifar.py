@@ -48,7 +48,7 @@ def test_counts_with_option_a(depth, expected):
         ({"depth": 20, "version": 1, "shortcut": "none"}, 269_722),
         ({"depth": 20, "version": 1, "use_bias": True}, 270_410),
         ({"depth": 32, "version": 1, "use_bias": True}, 465_290),
-        ({"depth": 20, "version": 2}, 269_722),  # as version 1: the batch normalisations are as many
+        ({"depth": 20, "version": 2}, 269_722),  # as version 1: the batch normalizations are as many
         ({"depth": 56, "version": 2}, 853_018),
         ({"depth": 20, "version": 2, "shortcut": "projection"}, 272_282),
         ({"depth": 56, "version": 2, "shortcut": "projection"}, 855_578),
@@ -194,18 +194,18 @@ def test_the_classifier_starts_like_torch():
     assert kernel.std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.03)
 
 
-def normalised(mean, std):
+def normalized(mean, std):
     model = cifar_resnet(8, input_shape=(8, 8, 3), mean=mean, std=std)
     layer = model.layers[1]
     assert layer.name == "normalization"
     return keras.Model(model.input, layer.output), layer
 
 
-def test_raw_pixels_are_normalised_in_float32():
+def test_raw_pixels_are_normalized_in_float32():
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     expected = (images - np.float64(mean)) / np.float64(std)
-    model, layer = normalised(mean, std)
+    model, layer = normalized(mean, std)
     assert layer.dtype_policy.name == "float32"
     for pixels in (images, images.astype(np.float32)):
         result = model(pixels)
@@ -213,10 +213,10 @@ def test_raw_pixels_are_normalised_in_float32():
         np.testing.assert_allclose(result, expected, atol=2e-6)
 
 
-def test_normalisation_and_network_under_channels_first_settings(channels_first):
+def test_normalization_and_network_under_channels_first_settings(channels_first):
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    model, _ = normalised(mean, std)
+    model, _ = normalized(mean, std)
     np.testing.assert_allclose(model(images), (images - np.float64(mean)) / np.float64(std), atol=2e-6)
     assert trainable(cifar_resnet(20, version=1, mean=mean, std=std)) == 269_722
     for shortcut in ("identity", "projection"):

@@ -10,7 +10,7 @@ from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model
 
 # Parameters of torchvision's networks as its documentation states them; those of version 2 are pytorchcv's
-# PreResNet (osmr/imgclsmob, table of models) less the 64 scales and 64 offsets of the normalisation in its first
+# PreResNet (osmr/imgclsmob, table of models) less the 64 scales and 64 offsets of the normalization in its first
 # unit, which fb.resnet.torch does not have behind its stem.
 TORCHVISION = {
     "resnet18": 11_689_512,
@@ -154,7 +154,7 @@ def test_where_the_bottlenecks_stride():
     assert on_1x1.get_layer("stage3_block1_conv2").strides == (1, 1)
 
 
-def test_the_stem_of_version_2_is_not_normalised_twice():
+def test_the_stem_of_version_2_is_not_normalized_twice():
     names = [layer.name for layer in imagenet_resnet(18, version=2).layers]
     assert names[1:6] == ["stem_conv_pad", "stem_conv", "stem_bn", "stem_relu", "stem_pool_pad"]
     assert "stage2_block1_bn1" not in names
@@ -169,7 +169,7 @@ def test_zero_init_residual_starts_units_as_their_shortcuts(small):
             assert np.all(np.asarray(layer.gamma) == (0 if zero else 1)), layer.name
 
 
-def test_another_normalisation(small):
+def test_another_normalization(small):
     def group_norm(name, gamma_initializer):
         return keras.layers.GroupNormalization(2, gamma_initializer=gamma_initializer, name=name)
 
@@ -200,8 +200,8 @@ def test_raw_pixels(small):
     raw = imagenet_resnet(18, input_shape=(32, 32, 3), mean=(120, 110, 100), std=(60, 50, 40))
     raw.set_weights(plain.get_weights())
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    normalised = ((pixels - np.array([120, 110, 100])) / np.array([60, 50, 40])).astype(np.float32)
-    np.testing.assert_allclose(raw(pixels), plain(normalised), rtol=1e-4, atol=1e-5)
+    normalized = ((pixels - np.array([120, 110, 100])) / np.array([60, 50, 40])).astype(np.float32)
+    np.testing.assert_allclose(raw(pixels), plain(normalized), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

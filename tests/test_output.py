@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_tf.cli.command import exit_code_of
+from resnet_tf.cli.command import run_command
 from resnet_tf.cli.main import main
 from tests.conftest import TINY
 
@@ -28,13 +28,13 @@ def test_a_command_ends_where_nobody_reads(capfd):
             said.append(number)
 
     with unread():
-        assert exit_code_of(command, []) == 141
+        assert run_command(command, []) == 141
     assert (said, capfd.readouterr().err) == ([], "")
 
 
 def test_what_is_left_at_the_end_counts_too(capfd):
     with unread():
-        assert exit_code_of(lambda argv: print("one line"), []) == 141
+        assert run_command(lambda argv: print("one line"), []) == 141
     assert capfd.readouterr().err == ""
 
 
@@ -51,12 +51,12 @@ def test_a_training_goes_on_without_a_reader(tmp_path, capfd):
 def test_the_interpreter_ends_quietly(python):
     program = (
         "import os, sys\n"
-        "from resnet_tf.cli.command import exit_code_of\n"
+        "from resnet_tf.cli.command import run_command\n"
         "reader, writer = os.pipe()\n"
         "os.close(reader)\n"
         "os.dup2(writer, 1)\n"
         "length, unheard = map(int, sys.argv[1:])\n"
-        "sys.exit(exit_code_of(lambda argv: print('x' * length), [], unheard=bool(unheard)))"
+        "sys.exit(run_command(lambda argv: print('x' * length), [], unheard=bool(unheard)))"
     )
     for length in (1, 100_000):
         result = python(program, length, 0)
@@ -68,12 +68,12 @@ def test_the_interpreter_ends_quietly(python):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_output_onto_a_full_disk(capfd):
     with open("/dev/full", "w") as stream, contextlib.redirect_stdout(stream):
-        assert exit_code_of(lambda argv: print("one line"), []) == 2
+        assert run_command(lambda argv: print("one line"), []) == 2
     assert capfd.readouterr().err == (
         "resnet-tf: error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
     )
     with open("/dev/full", "w") as stream, contextlib.redirect_stdout(stream):
-        assert exit_code_of(lambda argv: [print("one line", flush=True) for _ in range(3)], [], unheard=True) == 0
+        assert run_command(lambda argv: [print("one line", flush=True) for _ in range(3)], [], unheard=True) == 0
     assert capfd.readouterr().err == (
         "resnet-tf: the output cannot be written any more (No space left on device); going on\n"
     )

@@ -10,8 +10,8 @@ import pytest
 
 from resnet_tf.cli import job
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.data.loader import ArraySource, Batches
-from resnet_tf.data.transforms import OwnPolicy
+from resnet_tf.data.loader import ArraySource, TrainLoader
+from resnet_tf.data.transforms import CustomTransform
 from resnet_tf.errors import UserError
 from resnet_tf.training.logs import read_iterations
 from tests.conftest import TINY, stopping_after
@@ -146,8 +146,8 @@ def test_names_of_nothing(tmp_path, monkeypatch, capsys, name, message):
 
 def test_as_a_policy_from_python():
     source = ArraySource(np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3), np.arange(5))
-    policy = OwnPolicy(lambda image, rng: np.roll(image, rng.integers(0, 4), axis=0), 4)
-    (images, labels) = Batches(source, policy, batch_size=5, seed=1).batch(0)
+    policy = CustomTransform(lambda image, rng: np.roll(image, rng.integers(0, 4), axis=0), 4)
+    (images, labels) = TrainLoader(source, policy, batch_size=5, seed=1).batch(0)
     for image, label in zip(images, labels, strict=True):
         rolled = [np.roll(source.images[label], k, axis=0).tobytes() for k in range(4)]
         assert image.tobytes() in rolled

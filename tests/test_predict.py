@@ -11,7 +11,7 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.cli.predict import framing_of
-from resnet_tf.data.image_ops import Framing, frame
+from resnet_tf.data.image_ops import ResizeCenterCrop, frame
 from resnet_tf.errors import UserError
 from resnet_tf.prediction import find_images, predict_files
 
@@ -70,7 +70,7 @@ def test_the_network_sees_the_picture_turned_and_in_rgb(tmp_path):
         seen.append(pixels)
         return np.ones((len(pixels), 2))
 
-    (prediction,) = predict_files([path], probabilities, Framing(32, 32, 32))
+    (prediction,) = predict_files([path], probabilities, ResizeCenterCrop(32, 32, 32))
     assert prediction.unreadable is None
     ((picture,),) = seen
     # The middle 32 of the 64 rows: 16 red ones over 16 blue ones.
@@ -101,7 +101,7 @@ def test_the_centre_is_cut_out():
     pixels = np.zeros((375, 500, 3), np.uint8)
     pixels[:, :, 0] = np.arange(500) // 2
     pixels[:, :, 1] = np.arange(375)[:, None] // 2
-    crop = frame(pixels, Framing(256, 224, 224))
+    crop = frame(pixels, ResizeCenterCrop(256, 224, 224))
     assert crop.shape == (224, 224, 3)
     # 375 rows become 256; of those the middle 224 are rows 23 to 351 of the original, and columns 86 to 414.
     np.testing.assert_allclose(crop[100, [0, -1], 0], [86 / 2, 414 / 2], atol=1)
@@ -110,13 +110,13 @@ def test_the_centre_is_cut_out():
 
 def test_a_picture_of_the_right_size_stays_as_it_is():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(frame(pixels, Framing(32, 32, 32)), pixels)
+    np.testing.assert_array_equal(frame(pixels, ResizeCenterCrop(32, 32, 32)), pixels)
     wide = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    np.testing.assert_array_equal(frame(wide, Framing(40, 32, 32)), wide[4:36, 14:46])
+    np.testing.assert_array_equal(frame(wide, ResizeCenterCrop(40, 32, 32)), wide[4:36, 14:46])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 30000, 3), (7, 5, 1), (3000, 2, 3)])
-@pytest.mark.parametrize("framing", [Framing(256, 224, 224), Framing(40, 24, 32)])
+@pytest.mark.parametrize("framing", [ResizeCenterCrop(256, 224, 224), ResizeCenterCrop(40, 24, 32)])
 def test_pictures_of_any_proportions(shape, framing):
     crop = frame(np.full(shape, 7, np.uint8), framing)
     assert crop.shape == (framing.height, framing.width, shape[2])
@@ -149,7 +149,7 @@ def test_batches_keep_order_and_leave_out_the_unreadable(tmp_path, batch_size):
         sizes.append(len(pixels))
         return np.stack([pixels[:, 0, 0, 0], 100 - pixels[:, 0, 0, 0]], axis=1) / 100
 
-    found = list(predict_files(paths, probabilities, Framing(8, 8, 8), top=1, batch_size=batch_size))
+    found = list(predict_files(paths, probabilities, ResizeCenterCrop(8, 8, 8), top=1, batch_size=batch_size))
     assert [p.path for p in found] == paths
     assert [i for i, p in enumerate(found) if p.unreadable] == [0, 4, 5, 10]
     readable = [round(p.probabilities[0], 2) for p in found if p.unreadable is None]
@@ -180,21 +180,21 @@ def test_decoding_goes_on_while_the_network_runs(tmp_path, monkeypatch):
         assert second_batch_read.wait(20)
         return np.ones((len(pixels), 2))
 
-    assert len(list(predict_files(paths, probabilities, Framing(8, 8, 8), batch_size=4))) == 12
+    assert len(list(predict_files(paths, probabilities, ResizeCenterCrop(8, 8, 8), batch_size=4))) == 12
 
 
 def test_the_framing_of_a_model():
-    assert framing_of((None, 224, 224, 3), {}, None, None) == Framing(256, 224, 224)
-    assert framing_of((None, 32, 32, 3), {}, None, None) == Framing(32, 32, 32)
-    assert framing_of((None, None, None, 3), {}, None, None) == Framing(256, 224, 224)
+    assert framing_of((None, 224, 224, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
+    assert framing_of((None, 32, 32, 3), {}, None, None) == ResizeCenterCrop(32, 32, 32)
+    assert framing_of((None, None, None, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
     small, known = {"preprocessing": {"shape": [32, 32, 3]}}, {"preprocessing": {"resize": 80, "crop": 64}}
-    assert framing_of((None, None, None, 3), small, None, None) == Framing(32, 32, 32)
-    assert framing_of((None, 64, 64, 3), known, None, None) == Framing(80, 64, 64)
+    assert framing_of((None, None, None, 3), small, None, None) == ResizeCenterCrop(32, 32, 32)
+    assert framing_of((None, 64, 64, 3), known, None, None) == ResizeCenterCrop(80, 64, 64)
     squashed = {"preprocessing": {"framing": {"resize": None, "height": 64, "width": 64}}}
-    assert framing_of((None, 64, 64, 3), squashed, None, None) == Framing(None, 64, 64)
-    assert framing_of((None, 64, 64, 3), squashed, 80, None) == Framing(80, 64, 64)
-    assert framing_of((None, None, None, 3), {}, 300, 288) == Framing(300, 288, 288)
-    assert framing_of((None, None, None, 3), {}, None, 288) == Framing(329, 288, 288)
+    assert framing_of((None, 64, 64, 3), squashed, None, None) == ResizeCenterCrop(None, 64, 64)
+    assert framing_of((None, 64, 64, 3), squashed, 80, None) == ResizeCenterCrop(80, 64, 64)
+    assert framing_of((None, None, None, 3), {}, 300, 288) == ResizeCenterCrop(300, 288, 288)
+    assert framing_of((None, None, None, 3), {}, None, 288) == ResizeCenterCrop(329, 288, 288)
     with pytest.raises(UserError, match="--crop 200 does not fit the model, which takes 224x224"):
         framing_of((None, 224, 224, 3), {}, None, 200)
     with pytest.raises(UserError, match="--resize 200 is smaller than the crop"):

@@ -14,8 +14,8 @@ from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.reports import runs as papers
-from resnet_tf.reports.runs import chance_of, describe_differences, results_table, seed_deviation
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.reports.runs import describe_ablations, noise_threshold, results_table, seed_deviation
+from resnet_tf.training.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -142,13 +142,13 @@ def test_runs_of_older_versions_belong_to_those_of_this_one(tmp_path):
 
 
 def test_a_batch_that_was_shared_is_another_run_unless_statistics_were_shared_too(tmp_path):
-    for name, flags in (("one", ()), ("shared", ()), ("synchronised", ("--sync-bn",))):
+    for name, flags in (("one", ()), ("shared", ()), ("synchronized", ("--sync-bn",))):
         fake_run(tmp_path / name, 0.9, "--model", "resnet20_v2", *flags)
         if name != "one":
             report = json.loads((tmp_path / name / "report.json").read_text())
             (tmp_path / name / "report.json").write_text(json.dumps({**report, "replicas": "2 replicas"}))
-    one, shared, synchronised = results_in(tmp_path)
-    assert (one.changes, shared.changes, synchronised.changes) == ((), ("2 replicas",), ("sync_bn",))
+    one, shared, synchronized = results_in(tmp_path)
+    assert (one.changes, shared.changes, synchronized.changes) == ((), ("2 replicas",), ("sync_bn",))
     assert one.papers_recipe
     assert not shared.papers_recipe
     assert one.settings != shared.settings
@@ -156,8 +156,8 @@ def test_a_batch_that_was_shared_is_another_run_unless_statistics_were_shared_to
 
 def test_what_chance_does():
     # By hand: 2 * sqrt(2 * 13.95 * 86.05 / 10000 + 2 * 0.16**2) and, of four seeds, 0.16**2 / 2.
-    assert chance_of(13.95, 13.95, 10_000, 1, 0.16) == pytest.approx(1.07940, abs=1e-5)
-    assert chance_of(13.95, 13.95, 10_000, 4, 0.16) == pytest.approx(1.00574, abs=1e-5)
+    assert noise_threshold(13.95, 13.95, 10_000, 1, 0.16) == pytest.approx(1.07940, abs=1e-5)
+    assert noise_threshold(13.95, 13.95, 10_000, 4, 0.16) == pytest.approx(1.00574, abs=1e-5)
 
 
 def test_the_spread_of_seeds_is_pooled(tmp_path):
@@ -193,7 +193,7 @@ def test_the_spread_of_seeds_is_pooled(tmp_path):
 def test_differences_that_chance_explains(tmp_path, flags, others, expected):
     fake_run(tmp_path / "one", 0.87, *flags)
     fake_run(tmp_path / "two", 0.865, *others)
-    text = describe_differences(results_in(tmp_path))
+    text = describe_ablations(results_in(tmp_path))
     assert expected in text
     assert text.count("no two runs here") == 4
 
@@ -201,7 +201,7 @@ def test_differences_that_chance_explains(tmp_path, flags, others, expected):
 def test_differences_that_chance_does_not_explain(tmp_path):
     fake_run(tmp_path / "long", 0.89, "--recipe", "he2016")
     fake_run(tmp_path / "short", 0.86, "--recipe", "quarter")
-    text = describe_differences(results_in(tmp_path))
+    text = describe_ablations(results_in(tmp_path))
     assert "−3.00 points" in text
     assert "more than chance alone explains (about 1.0 points with one seed each)" in text
 
@@ -213,13 +213,13 @@ def test_differences_that_chance_does_not_explain(tmp_path):
 def test_runs_that_differ_in_more_are_not_compared(tmp_path, others):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", *others)
-    assert describe_differences(results_in(tmp_path)).count("no two runs here") == 5
+    assert describe_ablations(results_in(tmp_path)).count("no two runs here") == 5
 
 
 def test_other_data_is_not_compared(tmp_path):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", source="JPEG copy")
-    assert describe_differences(results_in(tmp_path)).count("no two runs here") == 5
+    assert describe_ablations(results_in(tmp_path)).count("no two runs here") == 5
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_other_data_is_not_compared(tmp_path):
     ],
 )
 def test_the_command_of_a_run_asks_for_its_settings(tmp_path, flags):
-    settings = RunFolder(fake_run(tmp_path / "run", 0.9, *flags)).settings()
+    settings = RunDir(fake_run(tmp_path / "run", 0.9, *flags)).settings()
     program, name, *argv = shlex.split(records.train_command(settings))
     assert (program, name) == ("resnet-tf", "train")
     again = parse_request(make_parser().parse_args(argv)).settings()

@@ -44,7 +44,7 @@ def test_an_event_file_is_read_back(train, tmp_path):
         assert png.startswith(b"\x89PNG")
         assert int(width) * int(height) > 1000
     assert {"weights/head_logits/kernel", "gradients/head_logits/kernel", "gradients/stem_conv/kernel"} <= tags
-    # 7 convolutions, gamma and beta of 7 normalisations, the classifier's kernel and bias.
+    # 7 convolutions, gamma and beta of 7 normalizations, the classifier's kernel and bias.
     assert len([tag for tag in tags if tag.startswith("gradients/")]) == 7 + 14 + 2
     histogram = tf.make_ndarray(events.Tensors("gradients/stem_conv/kernel")[0].tensor_proto)
     assert histogram[:, 2].sum() == 432

@@ -16,8 +16,8 @@ from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training.fine_tune import freeze, unfreeze
-from resnet_tf.training.optimizer import make_average, make_optimizer
-from resnet_tf.training.step import make_train_step, make_train_steps
+from resnet_tf.training.optimizer import make_ema, make_optimizer
+from resnet_tf.training.step import make_multi_step, make_train_step
 from tests.conftest import stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01, batch_size=8)
@@ -46,7 +46,7 @@ def ready(model, policy="float32", recipe=RECIPE, jit_compile=False, **options):
 
 def test_three_updates_of_the_average_are_those_of_numpy():
     model = some_network()
-    average = make_average(model)
+    average = make_ema(model)
     step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.24), average=average)
     expected = {path: value.astype(np.float64) for path, value in values(model).items()}
     # 2/11 and 3/12 while it warms up, of which the latter is above 0.24.
@@ -62,7 +62,7 @@ def test_three_updates_of_the_average_are_those_of_numpy():
 
 def test_the_average_of_what_is_frozen_stands_still_to_the_bit():
     model = some_network()
-    average = make_average(model)
+    average = make_ema(model)
     freeze(model, "stage2")
     step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.5), average=average)
     before = values(average)
@@ -76,7 +76,7 @@ def test_the_average_of_what_is_frozen_stands_still_to_the_bit():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_four_parts_make_the_step_of_the_whole_batch(jit_compile):
-    """Where batch normalisation works as in inference; the L2 term counts once."""
+    """Where batch normalization works as in inference; the L2 term counts once."""
     after, results = [], []
     for accumulate in (1, 4):
         model = some_network()
@@ -94,7 +94,7 @@ def test_four_parts_make_the_step_of_the_whole_batch(jit_compile):
             assert np.abs(value - before[path]).max() > 1e-4, path
 
 
-def test_each_part_moves_the_statistics_of_batch_normalisation():
+def test_each_part_moves_the_statistics_of_batch_normalization():
     """As two calls of the stock model do, one a part."""
     model, stock = some_network(), some_network()
     step, _ = ready(model, accumulate=2)
@@ -109,13 +109,13 @@ def test_each_part_moves_the_statistics_of_batch_normalisation():
 
 def test_parts_in_half_precision_and_several_steps_in_a_call():
     model = some_network()
-    average = make_average(model)
+    average = make_ema(model)
     recipe = dataclasses.replace(RECIPE, ema=0.9, momentum=0.0)
     step, optimizer = ready(model, "mixed_float16", recipe=recipe, accumulate=4, average=average)
     exact = some_network()
     exact_step, _ = ready(exact, recipe=recipe, accumulate=4)
     images, labels = zip(*(some_batch(seed) for seed in (0, 1)), strict=True)
-    steps = make_train_steps(step, model)
+    steps = make_multi_step(step, model)
     results = steps(np.stack(images), np.stack(labels), np.full(2, 0.01, np.float32)).numpy()
     expected = [exact_step(*some_batch(seed), np.float32(0.01)).numpy() for seed in (0, 1)]
     np.testing.assert_allclose(results[:, :2], np.stack(expected)[:, :2], rtol=0.03)

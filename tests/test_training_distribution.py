@@ -13,8 +13,8 @@ import tensorflow as tf
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
 from resnet_tf.training import runtime as devices
-from resnet_tf.training.cluster import PATIENCE, WORKERS_HERE, read_cluster
-from resnet_tf.training.distribute import BLOCK, Agreement, Replicas, make_replicas
+from resnet_tf.training.cluster import PATIENCE, WORKERS_HERE, read_cluster_spec
+from resnet_tf.training.distribute import BLOCK, DecisionSync, Distribution, make_distribution
 from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
 
 TINY = (*SHAPES, "--model", "resnet8_v2", "--batch-size", "32", "--validation-size", "51", "--learning-rate", "0.01")
@@ -27,7 +27,7 @@ def twins(python):
     return json.loads(result.stdout)
 
 
-def test_synchronised_replicas_train_as_one_device_does(twins):
+def test_synchronized_replicas_train_as_one_device_does(twins):
     assert twins["replicas"] == 2
     assert twins["sync"] <= 1e-5
     for recipe in ("nesterov, clipped, averaged", "adamw, accumulated"):
@@ -42,7 +42,7 @@ def test_replicas_with_statistics_of_their_own(twins):
     assert twins["forward"] <= 1e-6
 
 
-def test_synchronised_statistics_bear_a_large_mean(twins):
+def test_synchronized_statistics_bear_a_large_mean(twins):
     """Mean 100, deviation 0.14: in float32, E[x²] - E[x]² has an error as large as the variance."""
     errors = twins["large_mean"]
     assert errors["mean"] < 1e-6
@@ -66,7 +66,7 @@ def test_two_workers_do_what_two_mirrored_replicas_do(tmp_path):
 
 def cluster(monkeypatch, **config):
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    return read_cluster()
+    return read_cluster_spec()
 
 
 def test_a_cluster_has_the_chief_first(monkeypatch):
@@ -76,7 +76,7 @@ def test_a_cluster_has_the_chief_first(monkeypatch):
     assert (chief.addresses, chief.index) == (("a:1", "b:2", "c:3"), 0)
     assert cluster(monkeypatch, cluster={}, task={}) is None
     monkeypatch.delenv("TF_CONFIG")
-    assert read_cluster() is None
+    assert read_cluster_spec() is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_cluster_has_the_chief_first(monkeypatch):
 def test_a_cluster_that_is_none(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG"):
-        read_cluster()
+        read_cluster_spec()
 
 
 def test_a_missing_worker_ends_the_job(command, tmp_path):
@@ -118,19 +118,19 @@ def test_wishes_that_cannot_be_met(monkeypatch, wish, device, replicas, message)
     monkeypatch.delenv("TF_CONFIG", raising=False)
     tf.zeros(1)  # from here on this process keeps its devices
     with pytest.raises(UserError, match=message):
-        make_replicas(wish, device, replicas)
+        make_distribution(wish, device, replicas)
 
 
 def test_auto_is_one_device_where_there_is_no_other(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    replicas = make_replicas("auto", "cpu")
+    replicas = make_distribution("auto", "cpu")
     assert (replicas.strategy, replicas.count, replicas.is_chief) == (None, 1, True)
     assert replicas.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
     assert replicas.from_chief(b"as it is") == b"as it is"
 
 
 def test_a_batch_that_cannot_be_shared():
-    replicas = Replicas()
+    replicas = Distribution()
     replicas.count = 3
     replicas.check_batch(12, 2)
     with pytest.raises(UserError, match="--batch-size 16 cannot be shared evenly by 3 replicas times --accumulate 2"):
@@ -154,18 +154,18 @@ class Peers:
 
 
 def test_workers_stop_together_and_save_when_the_chief_does():
-    agreement = Agreement(Peers(chief=(0, 1, 7), last=(15, 0, 3)))
+    agreement = DecisionSync(Peers(chief=(0, 1, 7), last=(15, 0, 3)))
     assert agreement.due(1, certain=False, own=False)  # nothing is known of the chief's pace yet
     assert agreement.reach(1, signal=None, save=False) == (15, True)
     assert not agreement.due(6, certain=False, own=True)  # others would miss it
     assert agreement.due(7, certain=False, own=False)
     assert agreement.due(1, certain=True, own=False)
-    quiet = Agreement(Peers(chief=(0, 0, 1), last=(0, 0, 1)))
+    quiet = DecisionSync(Peers(chief=(0, 0, 1), last=(0, 0, 1)))
     assert quiet.reach(1, signal=signal.SIGINT, save=True) == (signal.SIGINT, False)
 
 
 def test_a_single_worker_asks_nobody():
-    agreement = Agreement(Replicas())
+    agreement = DecisionSync(Distribution())
     assert agreement.due(1, certain=False, own=True)
     assert not agreement.due(BLOCK - 1, certain=False, own=False)
     assert agreement.due(BLOCK, certain=False, own=False)
@@ -199,10 +199,10 @@ def test_workers_on_one_machine_share_its_cores_and_no_flag_says_so(monkeypatch)
     """A run that four of them began has its number of threads in its settings, and two go on with it."""
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
     monkeypatch.delenv(WORKERS_HERE, raising=False)
-    assert devices.usual_threads() == 8
+    assert devices.default_threads() == 8
     for workers, threads in ((3, 2), (4, 2), (16, 1)):
         monkeypatch.setenv(WORKERS_HERE, str(workers))
-        assert devices.usual_threads() == threads
+        assert devices.default_threads() == threads
     assert launch._shared(["train", "--seed", "3"]) == ["train", "--seed", "3", "--strategy", "multiworker"]
 
 

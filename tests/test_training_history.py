@@ -7,7 +7,7 @@ import pytest
 
 import resnet_tf
 from resnet_tf.training import logs as history
-from resnet_tf.training.logs import COLUMNS, IterationLog, read_iterations, write_rows
+from resnet_tf.training.logs import COLUMNS, StepLog, read_iterations, write_rows
 
 
 def results(start, stop):
@@ -16,7 +16,7 @@ def results(start, stop):
 
 
 def written(path, *parts, step=0):
-    log = IterationLog(path, step)
+    log = StepLog(path, step)
     for start, stop in parts:
         log.append(results(start, stop))
     log.flush()
@@ -65,12 +65,12 @@ def test_a_log_shorter_than_the_checkpoint(tmp_path, count):
     path = tmp_path / "iterations.bin"
     written(path, (0, count))
     with pytest.raises(OSError, match="fewer than the 40 records"):
-        IterationLog(path, 40)
+        StepLog(path, 40)
 
 
 def test_a_missing_log(tmp_path):
     with pytest.raises(OSError, match="No such file"):
-        IterationLog(tmp_path / "iterations.bin", 40)
+        StepLog(tmp_path / "iterations.bin", 40)
 
 
 @pytest.mark.parametrize("half_written", [False, True])

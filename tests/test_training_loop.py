@@ -13,16 +13,16 @@ from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training import trainer as loop
 from resnet_tf.training.logs import read_iterations
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.state import Diverged, Intervals, Stopped
-from resnet_tf.training.trainer import Training
+from resnet_tf.training.trainer import Trainer
 
 ITERATIONS = 10
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
 
 
-class Batches:
+class TrainLoader:
     """Four batches an epoch; the images are the step's own number."""
 
     steps_per_epoch = 4
@@ -33,7 +33,7 @@ class Batches:
             yield np.full(3, step, np.float32), np.zeros(3, np.int32)
 
 
-class Reporter:
+class Logger:
     def __init__(self):
         self.lines, self.rows, self.steps = [], [], []
 
@@ -43,7 +43,7 @@ class Reporter:
     def evaluated(self, row):
         self.rows.append(row)
 
-    def say(self, line):
+    def log(self, line):
         self.lines.append(line)
 
 
@@ -60,19 +60,19 @@ class Run:
         self.model, self.average = one_layer("only"), one_layer("only")
         self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9, name="sgd")
         self.optimizer.build(self.model.trainable_variables)
-        self.hooks, self.reporter, self.rates, self.best = hooks or {}, Reporter(), [], []
+        self.hooks, self.reporter, self.rates, self.best = hooks or {}, Logger(), [], []
         self.averages = []
         recipe = override(get_recipe("he2015"), iterations=ITERATIONS, **changes)
         self.schedule = Schedule(recipe, recipe.length(12))
-        self.training = Training(
+        self.training = Trainer(
             model=self.model,
             optimizer=self.optimizer,
             step=self.step,
             schedule=self.schedule,
-            batches=Batches(),
+            batches=TrainLoader(),
             validate=self.validation if validate else None,
             save_best=lambda best: self.best.append(dict(best)),
-            folder=RunFolder(path),
+            folder=RunDir(path),
             intervals=intervals or Intervals(evaluate=3, checkpoint_iterations=2),
             reporter=self.reporter,
             rollbacks=rollbacks,

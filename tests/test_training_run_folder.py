@@ -3,15 +3,15 @@ import os
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_dir import RunFolder, difference
+from resnet_tf.training.run_dir import RunDir, difference
 
 HOLD = """
 import sys
 from pathlib import Path
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_folder import RunFolder
+from resnet_tf.training.run_folder import RunDir
 try:
-    RunFolder(Path(sys.argv[1])).claim()
+    RunDir(Path(sys.argv[1])).lock()
 except UserError as error:
     print(error)
 else:
@@ -24,14 +24,14 @@ def content(folder):
 
 
 def started(path):
-    folder = RunFolder(path)
-    folder.claim()
-    folder.start({"model": "resnet8_v2", "seed": 0})
+    folder = RunDir(path)
+    folder.lock()
+    folder.create({"model": "resnet8_v2", "seed": 0})
     return folder
 
 
 def test_naming_a_folder_makes_nothing(tmp_path):
-    folder = RunFolder(tmp_path / "a" / "b")
+    folder = RunDir(tmp_path / "a" / "b")
     assert folder.settings() is None
     assert folder.report() is None
     assert list(tmp_path.iterdir()) == []
@@ -39,7 +39,7 @@ def test_naming_a_folder_makes_nothing(tmp_path):
 
 def test_a_run_knows_its_settings(tmp_path):
     started(tmp_path / "a" / "b").release()
-    assert RunFolder(tmp_path / "a" / "b").settings() == {"model": "resnet8_v2", "seed": 0}
+    assert RunDir(tmp_path / "a" / "b").settings() == {"model": "resnet8_v2", "seed": 0}
 
 
 def test_a_second_process_is_refused_and_told_who_has_it(tmp_path, python):
@@ -55,8 +55,8 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path, python):
 
 def test_the_lock_dies_with_its_process(tmp_path, python):
     assert python(HOLD, tmp_path / "run").stdout == "claimed\n"
-    folder = RunFolder(tmp_path / "run")
-    folder.claim()
+    folder = RunDir(tmp_path / "run")
+    folder.lock()
     assert f"process {os.getpid()}" in (tmp_path / "run" / "lock").read_text()
     folder.release()
     folder.release()
@@ -65,14 +65,14 @@ def test_the_lock_dies_with_its_process(tmp_path, python):
 def test_a_second_claim_of_the_same_process_is_refused_too(tmp_path):
     folder = started(tmp_path / "run")
     with pytest.raises(UserError, match="is in use by process"):
-        RunFolder(tmp_path / "run").claim()
+        RunDir(tmp_path / "run").lock()
     folder.release()
 
 
 def test_a_folder_of_other_things_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = content(tmp_path)
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     for call in (folder.settings, folder.empty):
         with pytest.raises(UserError, match=r"no run of ours \(thesis.tex, …\).*--run-dir"):
             call()
@@ -82,18 +82,18 @@ def test_a_folder_of_other_things_is_refused_and_kept(tmp_path):
 def test_leavings_of_a_killed_start_are_no_foreign_files(tmp_path):
     (tmp_path / "lock").write_text("process 1")
     (tmp_path / ".new-settings.json").write_text("{")
-    assert RunFolder(tmp_path).settings() is None
+    assert RunDir(tmp_path).settings() is None
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     path = tmp_path / "run"
     path.write_text("mine")
     with pytest.raises(UserError, match=r"cannot be read \(Not a directory\)"):
-        RunFolder(path).settings()
+        RunDir(path).settings()
     with pytest.raises(UserError, match="cannot be written"):
-        RunFolder(path).claim()
+        RunDir(path).lock()
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\).*--run-dir"):
-        RunFolder(path / "deeper").claim()
+        RunDir(path / "deeper").lock()
     assert path.read_text() == "mine"
 
 
@@ -101,7 +101,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 def test_damaged_settings(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(UserError, match=r"settings\.json"):
-        RunFolder(tmp_path).settings()
+        RunDir(tmp_path).settings()
 
 
 def test_emptying_removes_what_runs_write_and_nothing_else(tmp_path):
@@ -111,7 +111,7 @@ def test_emptying_removes_what_runs_write_and_nothing_else(tmp_path):
     for name in (*written, "checkpoints/step-000000005.npz", "checkpoints/.new-step-000000006.npz"):
         (tmp_path / name).write_text("x")
     (tmp_path / "notes.md").write_text("mine")
-    folder.empty()
+    folder.clear()
     assert sorted(map(str, content(tmp_path))) == ["lock", "notes.md"]
     folder.release()
 
@@ -129,11 +129,11 @@ def test_an_interrupted_emptying_leaves_a_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "unlink", die)
     with pytest.raises(KeyboardInterrupt):
-        folder.empty()
+        folder.clear()
     monkeypatch.undo()
     assert folder.settings() is not None
     assert folder.report() is None  # so that nobody takes the rest for a finished run
-    folder.empty()
+    folder.clear()
     folder.release()
 
 

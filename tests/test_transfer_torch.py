@@ -14,7 +14,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
-from resnet_tf.pretrained.torch_file import StoredTensor, read_checkpoint, read_torch_file
+from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
 from resnet_tf.pretrained.torch_mapping import fill_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -333,7 +333,7 @@ def changed(tmp_path, **changes):
 
 
 def ones(*shape):
-    return StoredTensor(shape, lambda: np.ones(shape, np.float32))
+    return LazyTensor(shape, lambda: np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,10 @@ def test_an_imagenet_checkpoint_for_a_cifar_network(narrow):
 
 
 def test_unknown_names(tmp_path):
-    from resnet_tf.pretrained.torch_mapping import source_of
+    from resnet_tf.pretrained.torch_mapping import detect_format
 
     with pytest.raises(UserError, match=r"its tensors \(features\.0\.weight, …\) are not named as in a network of"):
-        source_of({"features.0.weight": ones(1)})
+        detect_format({"features.0.weight": ones(1)})
 
 
 def test_filling_takes_any_model_layout(narrow):

@@ -62,7 +62,7 @@ def test_a_killed_study_loses_no_finished_trial(python, tmp_path):
 
 def test_the_median_prunes(tmp_path):
     pytest.importorskip("optuna", reason="needs the extra tune")
-    from resnet_tf.cli.study import Space, finished, open_study, run_study
+    from resnet_tf.cli.study import SearchSpace, finished, open_study, run_study
 
     study = open_study(tmp_path / "study.db", 0)
 
@@ -71,7 +71,7 @@ def test_the_median_prunes(tmp_path):
         gave_up = [report(0.9 if good else 0.1, epoch) for epoch in range(1, 4)]
         return None if any(gave_up) else 0.9
 
-    run_study(study, Space(), 6, objective)
+    run_study(study, SearchSpace(), 6, objective)
     assert [trial.state.name for trial in finished(study)] == ["COMPLETE"] * 5 + ["PRUNED"]
 
 

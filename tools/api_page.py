@@ -18,7 +18,7 @@ Written by `python -m tools.documents` from the docstrings. All names are import
 _GROUPS = {
     "Networks by name": ("build_model", "list_models", "list_weights"),
     "Builders": ("cifar_resnet", "imagenet_resnet", "residual_block", "bottleneck_block", "feature_extractor"),
-    "Running a model": ("fused_view", "room_for_depth"),
+    "Running a model": ("fused_view", "recursion_limit"),
     "Recipes and runs": ("RECIPES", "Recipe", "read_iterations"),
     "Errors": ("UserError",),
 }

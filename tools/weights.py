@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import exit_code_of, load_tensorflow
+from resnet_tf.cli.command import load_tensorflow, run_command
 from resnet_tf.cli.evaluate import model_path, read_sidecar
-from resnet_tf.cli.records import changes_of, shortcut_of, train_command
+from resnet_tf.cli.records import overrides_of, shortcut_of, train_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of, write_json, write_text
 from resnet_tf.pretrained import zoo as shipped
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.training.run_dir import RunDir
 
 CARD = "README.md"
 CHECKED = 4  # images whose logits go with the weights
@@ -30,19 +30,19 @@ pixels (0–255, 32 × 32) and return logits."""
 _LIMITS = """\
 **Limits.** The network knows ten kinds of things in pictures of 32 × 32 pixels, and puts every other picture into one
 of them too; its probabilities are not calibrated. The test images were read once, by the report of the finished run;
-the last step was taken, not the best one. Nothing is known of its behaviour on other pictures."""
+the last step was taken, not the best one. Nothing is known of its behavior on other pictures."""
 _JPEG = """\
 **Data.** Training and test images are those of a copy of CIFAR-10 that went through JPEG once (quality 75): the
 accuracy is some points below that of such a network on the original, and is not comparable with published ones."""
 
 
-def ship(run: Path) -> shipped.Entry:
+def ship(run: Path) -> shipped.PretrainedEntry:
     """Copy the final model of a finished run into the package, with what is to be known of it.
 
     Raises:
         UserError: the run is not finished.
     """
-    folder = RunFolder(run)
+    folder = RunDir(run)
     settings, report = folder.settings(), folder.report()
     if settings is None or report is None:
         raise UserError(f"{run} holds no finished run; finish it first")
@@ -62,7 +62,7 @@ def ship(run: Path) -> shipped.Entry:
         },
         "training": {
             "command": train_command(settings),
-            "changes": list(changes_of(settings)),
+            "changes": list(overrides_of(settings)),
             "seed": settings["seed"],
             "precision": settings["precision"],
             "iterations": report["iterations"],
@@ -119,7 +119,7 @@ def shipped_table() -> str:
     return "\n".join([head, *rows]) + f"\n\n{card_link}"
 
 
-def _describe(entry: shipped.Entry) -> str:
+def _describe(entry: shipped.PretrainedEntry) -> str:
     about = entry.about
     training, test, builder = about["training"], about["metrics"]["test"], about["builder"]
     correct = round(test["top1"] * test["images"])
@@ -178,4 +178,4 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     import sys
 
-    raise SystemExit(exit_code_of(main, sys.argv[1:]))
+    raise SystemExit(run_command(main, sys.argv[1:]))

@@ -8,8 +8,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.files import replacing, write_text
 from resnet_tf.reports.curves import draw_curves
 from resnet_tf.reports.plots import can_draw, save
-from resnet_tf.training.logs import read_course
-from resnet_tf.training.run_dir import REPORT, SETTINGS, RunFolder
+from resnet_tf.training.logs import read_history
+from resnet_tf.training.run_dir import REPORT, SETTINGS, RunDir
 
 RECORDS = (SETTINGS, "metrics.csv", REPORT, "curves.png")
 # The checkpoint first: what a run that goes on adds to the others meanwhile is cut off again.
@@ -44,7 +44,7 @@ def collect(run: Path, place: Path, name: str | None = None) -> Path:
     name = name or folder_name(settings)
     finished = report is not None
     target = place / name if finished else place / UNFINISHED / name
-    if target.exists() and RunFolder(target).settings() != settings:
+    if target.exists() and RunDir(target).settings() != settings:
         raise UserError(f"{target} holds a run of other settings; give another --name")
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def collect(run: Path, place: Path, name: str | None = None) -> Path:
             if (run / file).exists():
                 _copy(run / file, target / file)
         if finished and not (target / "curves.png").exists() and can_draw():
-            save(draw_curves(read_course(run)), target / "curves.png")
+            save(draw_curves(read_history(run)), target / "curves.png")
         write_text(target / "command.txt", f"{command if finished else f'{command} --run-dir runs/{name}'}\n")
         if finished and (place / UNFINISHED / name).is_dir():
             shutil.rmtree(place / UNFINISHED / name)
@@ -81,7 +81,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def take_up(place: Path, run: Path) -> None:
+def restore_run(place: Path, run: Path) -> None:
     """Make a run folder of an unfinished run that is kept in `place`.
 
     Raises:

@@ -39,7 +39,7 @@ def floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def exit_code_of(command: Callable[[Sequence[str]], Any], argv: Sequence[str], unheard: bool = False) -> int:
+def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], unheard: bool = False) -> int:
     """Run a command's main function and turn its errors into one line on stderr.
 
     Args:

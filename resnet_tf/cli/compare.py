@@ -10,8 +10,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.reports.compare import RunResult, describe_runs
 from resnet_tf.reports.curves import draw_comparison
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save
-from resnet_tf.training.logs import read_course, read_rows
-from resnet_tf.training.run_dir import RunFolder, difference
+from resnet_tf.training.logs import read_history, read_rows
+from resnet_tf.training.run_dir import RunDir, difference
 
 _NOT_A_SETTING = ("seed", "threads", "data.mean", "data.std")
 _NAMED = {"model", "recipe.name", "seed"}  # settings that the table shows
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     folders = [Path(run) for run in arguments.runs]
     table = compare_table(folders)
     print(table)
-    courses = [read_course(folder) for folder in folders if read_rows(folder)]
+    courses = [read_history(folder) for folder in folders if read_rows(folder)]
     if not can_draw():
         print(WITHOUT_PLOTS)
     elif courses:
@@ -78,7 +78,7 @@ def compare_table(folders: Sequence[Path]) -> str:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    settings = RunFolder(folder).settings() if folder.is_dir() else None
+    settings = RunDir(folder).settings() if folder.is_dir() else None
     if settings is None or not settings.keys() >= _NAMED:
         raise UserError(f"{folder} holds no run; name the folder that train wrote (--run-dir)")
     return settings
@@ -89,7 +89,7 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result(folder: Path, settings: dict[str, Any]) -> RunResult:
-    report, rows = RunFolder(folder).report() or {}, read_rows(folder)
+    report, rows = RunDir(folder).report() or {}, read_rows(folder)
     changed = [settings.get("builder.shortcut"), f"width {settings.get('builder.width', 1)}"]
     training = report.get("training", {})
     return RunResult(

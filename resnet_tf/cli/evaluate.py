@@ -12,13 +12,14 @@ from resnet_tf.cli.inference import add_inference_flags
 from resnet_tf.data.dataset import DATASETS, ON_BAD, OWN_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
-from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.pretrained.zoo import find_shipped
 from resnet_tf.reports.metrics import CHOICES
 
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.cli.scoring import Labelled
+    from resnet_tf.cli.scoring import LabelledDataset
+
 
 MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         path,
         tests,
         arguments.batch_size,
-        say=print,
+        log=print,
         keep=probabilities.append,
         precision=arguments.precision,
         fold_bn=arguments.fold_bn,
@@ -106,7 +107,7 @@ def model_path(path: Path, best: bool) -> Path:
     Raises:
         UserError: it does not exist, or is no Keras file.
     """
-    entry = entry_of(str(path))
+    entry = find_shipped(str(path))
     if entry is not None and not best:
         return entry.path
     if path.is_dir():
@@ -146,10 +147,10 @@ def load_model(path: Path) -> "keras.Model":
     """
     import keras
 
-    from resnet_tf.process import room_for_depth
+    from resnet_tf.process import recursion_limit
 
     try:
-        with room_for_depth(1000):
+        with recursion_limit(1000):
             return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its readers raise on a damaged file
         reason = str(error).strip().splitlines()
@@ -159,7 +160,7 @@ def load_model(path: Path) -> "keras.Model":
 
 
 def write_report_of(
-    path: Path, tests: "Labelled", probabilities: np.ndarray, result: dict[str, Any], folder: Path, examples: str
+    path: Path, tests: "LabelledDataset", probabilities: np.ndarray, result: dict[str, Any], folder: Path, examples: str
 ) -> None:
     """Write the report of a scored model, with the curves of its run where those lie beside it.
 

@@ -11,7 +11,7 @@ from resnet_tf.cli.evaluate import MODEL_HELP, load_model, model_path, read_side
 from resnet_tf.data.dataset import DATASETS, load_dataset
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
-from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.pretrained.zoo import find_shipped
 
 if TYPE_CHECKING:
     import keras
@@ -37,7 +37,7 @@ def make_parser() -> Parser:
         choices=("float16", "int8"),
         help="tflite: 16-bit weights, or 8-bit weights and activations calibrated on training images of --dataset",
     )
-    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalisation into convolutions")
+    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions")
     parser.add_argument(
         "--dataset", help=f"{', '.join(DATASETS)}: compare on its test images, and print both accuracies on {TESTED}"
     )
@@ -101,7 +101,7 @@ def _output(arguments: Any, path: Path) -> Path:
     kind = "".join(f"-{part}" for part in (arguments.quantize, "folded" if arguments.fold_bn else None) if part)
     name = f"{path.stem}{kind or ('-export' if ending == '.keras' else '')}{ending or '-saved_model'}"
     # Not into the installed package.
-    beside = Path() if entry_of(arguments.model) else path.parent
+    beside = Path() if find_shipped(arguments.model) else path.parent
     output = Path(arguments.output) if arguments.output else beside / name
     if output.suffix != ending:
         raise UserError(f"--output {output} must end in {ending or 'no suffix'} for --format {arguments.format}")
@@ -130,13 +130,13 @@ def _accuracies(model: "keras.Model", output: Path, kind: str, data: "Dataset | 
         return {}
     from resnet_tf.export import load_export
     from resnet_tf.fused import fused_view
-    from resnet_tf.inference import compiled_forward, head_kind, score
+    from resnet_tf.inference import compiled_forward, output_type, score
 
     exported = load_export(output, kind)
     images, labels = data.test.images[:TESTED], data.test.labels[:TESTED]
     top1 = []
     for forward in (lambda batch: exported(batch.astype(np.float32)), compiled_forward(fused_view(model))):
-        result = score(forward, images, labels, kind=head_kind(model), classes=len(data.class_names))
+        result = score(forward, images, labels, kind=output_type(model), classes=len(data.class_names))
         top1.append(result.top1)
     print(
         f"top-1 on {len(images)} test images of {data.name} ({data.source}): {100 * top1[0]:.2f} %, "

@@ -12,14 +12,14 @@ from resnet_tf.files import sha256_of
 from resnet_tf.models.registry import CIFAR_NETWORKS
 from resnet_tf.pretrained.download import published_file
 from resnet_tf.pretrained.keras_file import open_weights
-from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.pretrained.zoo import find_shipped
 from resnet_tf.training.fine_tune import describe_trainable, freeze, unfreeze
 from resnet_tf.training.step import TrainStep
 
 Functions = tuple[TrainStep, TrainStep]
 
 
-class Pretrained:
+class InitialWeights:
     """Weights that a run starts from; `digest` is the SHA-256 of their file."""
 
     def __init__(self, request: Request) -> None:
@@ -59,10 +59,10 @@ def _file_of(weights: str, network: str) -> Path:
     if weights == "imagenet":
         return published_file(network)
     path = Path(weights)
-    return model_path(path, best=False) if path.is_dir() or entry_of(weights) is not None else path
+    return model_path(path, best=False) if path.is_dir() or find_shipped(weights) is not None else path
 
 
-class Unfreezing:
+class UnfreezeAt:
     """The switch of a training from its frozen network to the whole of it.
 
     Attributes:
@@ -70,15 +70,15 @@ class Unfreezing:
     """
 
     def __init__(
-        self, model: keras.Model, request: Request, make: Callable[[], Functions], say: Callable[[str], None]
+        self, model: keras.Model, request: Request, make: Callable[[], Functions], log: Callable[[str], None]
     ) -> None:
         """Take a network that is frozen as `request` says.
 
-        `make` compiles the updates of what trains when it is called; `say` is told at the switch what that is.
+        `make` compiles the updates of what trains when it is called; `log` is told at the switch what that is.
         """
         assert request.unfreeze_at is not None
         self.at = request.unfreeze_at
-        self._model, self._request, self._make, self._say = model, request, make, say
+        self._model, self._request, self._make, self._say = model, request, make, log
         self._open = False
         self._made: dict[bool, Functions] = {}
 

@@ -13,7 +13,7 @@ from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.pretrained.torch_mapping import Source
+    from resnet_tf.pretrained.torch_mapping import CheckpointFormat
 
 
 def make_parser() -> Parser:
@@ -74,7 +74,7 @@ def _check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) 
 def _import(arguments: Any, output: Path) -> dict[str, Any]:
     from resnet_tf.models.registry import build_model
     from resnet_tf.pretrained.keras_file import TorchWeights
-    from resnet_tf.process import room_for_depth
+    from resnet_tf.process import recursion_limit
 
     weights = TorchWeights(Path(arguments.checkpoint))
     options = {
@@ -91,7 +91,7 @@ def _import(arguments: Any, output: Path) -> dict[str, Any]:
     weights.fill(model, new_head=arguments.new_head is not None)
     sidecar = _sidecar(arguments, model, weights.source, builder)
     try:
-        with room_for_depth(len(model.layers)):
+        with recursion_limit(len(model.layers)):
             write_with(output, model.save)
         write_json(output.with_suffix(".json"), sidecar)
     except OSError as error:
@@ -111,7 +111,9 @@ def _rounded(values: Sequence[float]) -> str:
     return " ".join(f"{value:.1f}" for value in values)
 
 
-def _sidecar(arguments: Any, model: "keras.Model", source: "Source", builder: dict[str, Any]) -> dict[str, Any]:
+def _sidecar(
+    arguments: Any, model: "keras.Model", source: "CheckpointFormat", builder: dict[str, Any]
+) -> dict[str, Any]:
     names = None if arguments.new_head else class_names(source.dataset, model.output_shape[-1])
     return {
         **({} if names is None else {"class_names": names, "dataset": source.dataset}),

@@ -21,7 +21,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what it computes in; 16 bits are faster where the processor has them, and change the results slightly",
     )
-    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalisation into convolutions first")
+    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions first")
 
 
 def compiled_inference(

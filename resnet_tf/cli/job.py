@@ -10,32 +10,32 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet_tf.cli.finetuning import Pretrained, Unfreezing
+from resnet_tf.cli.finetuning import InitialWeights, UnfreezeAt
 from resnet_tf.cli.material import Material, fingerprint_of, make_material, open_images
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
 from resnet_tf.cli.train_options import describe_recipe
-from resnet_tf.data.device_loader import ResidentImages, make_feed
-from resnet_tf.data.loader import Part
-from resnet_tf.errors import UserError, need
+from resnet_tf.data.device_loader import DeviceCachedLoader, to_device
+from resnet_tf.data.loader import Subset
+from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
 from resnet_tf.recipes import check_validation
-from resnet_tf.training.callbacks import Watcher, Watchers, make_watchers
-from resnet_tf.training.distribute import Replicas, lost_peer, make_replicas
-from resnet_tf.training.evaluator import make_validate
+from resnet_tf.training.callbacks import Callback, Callbacks, make_callbacks
+from resnet_tf.training.distribute import Distribution, make_distribution, worker_lost_error
+from resnet_tf.training.evaluator import make_evaluator
 from resnet_tf.training.fine_tune import describe_trainable, freeze
 from resnet_tf.training.logs import Progress
-from resnet_tf.training.optimizer import make_average, make_optimizer, undecayed_variables
-from resnet_tf.training.run_dir import RunFolder, check_files, kept_statistics
+from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
+from resnet_tf.training.run_dir import RunDir, check_files, saved_statistics
 from resnet_tf.training.runtime import Device, choose_device, choose_precision, set_threads
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.state import Intervals, Validate
-from resnet_tf.training.step import TrainStep, balanced_weights, make_train_step, make_train_steps
-from resnet_tf.training.trainer import Training
+from resnet_tf.training.step import TrainStep, balanced_weights, make_multi_step, make_train_step
+from resnet_tf.training.trainer import Trainer
 
 
-def run_job(request: Request, folder: RunFolder) -> dict[str, Any] | None:
+def run_job(request: Request, folder: RunDir) -> dict[str, Any] | None:
     """Train what is asked for, from the start or from where the run folder is, and report.
 
     All that can be wrong with the request is found before the folder is touched. Where several workers share the run,
@@ -51,20 +51,20 @@ def run_job(request: Request, folder: RunFolder) -> dict[str, Any] | None:
     try:
         return _run(request, folder)
     except tf.errors.OpError as error:
-        lost = lost_peer(error)
+        lost = worker_lost_error(error)
         if lost is None:
             raise
         raise lost from error
 
 
-def _run(request: Request, folder: RunFolder) -> dict[str, Any] | None:
+def _run(request: Request, folder: RunDir) -> dict[str, Any] | None:
     known = (None if request.overwrite else folder.settings()) or {}
     threads = set_threads(request.threads or known.get("threads", 0))
     device = choose_device(request.device)
     policy, why = choose_precision(known.get("precision", request.precision), device)
     if request.deterministic:
         tf.config.experimental.enable_op_determinism()
-    replicas = make_replicas(request.strategy, request.device, request.replicas)
+    replicas = make_distribution(request.strategy, request.device, request.replicas)
     images = open_images(request)
     settings = request.settings() | {
         "data.source": images.source,
@@ -72,7 +72,7 @@ def _run(request: Request, folder: RunFolder) -> dict[str, Any] | None:
         "precision": policy,
         "threads": threads,
     }
-    pretrained = Pretrained(request) if request.weights is not None else None
+    pretrained = InitialWeights(request) if request.weights is not None else None
     if pretrained is not None:
         settings["weights.sha256"] = pretrained.digest
     if known:
@@ -81,20 +81,20 @@ def _run(request: Request, folder: RunFolder) -> dict[str, Any] | None:
         if replicas.strategy is None:
             stack.enter_context(tf.device(device.name))
         if not replicas.is_chief:
-            folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        statistics = kept_statistics(known) or (pretrained.statistics if pretrained else None)
+            folder = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        statistics = saved_statistics(known) or (pretrained.statistics if pretrained else None)
         material = make_material(images, request, statistics)
         settings |= {"data.mean": list(material.mean), "data.std": list(material.std)}
         with replicas.scope():
             job = Job(request, material, policy, device, pretrained, replicas)
-        folder.claim()
+        folder.lock()
         try:
             if not known and not request.overwrite and folder.settings() is not None:
                 raise UserError(f"run folder {folder.path} was started by another process just now; run this again")
             if request.overwrite:
-                folder.empty()
+                folder.clear()
             if not known:
-                folder.start(settings)
+                folder.create(settings)
             on = f"device {device.name} ({device.about})"
             if replicas.strategy is not None:
                 on += f", {replicas.about}"
@@ -121,8 +121,8 @@ class Job:
         material: Material,
         policy: str,
         device: Device,
-        pretrained: Pretrained | None = None,
-        replicas: Replicas | None = None,
+        pretrained: InitialWeights | None = None,
+        replicas: Distribution | None = None,
     ) -> None:
         """Build the network, its view, the optimizer and the step, in the scope of `replicas`.
 
@@ -133,7 +133,7 @@ class Job:
         """
         recipe = request.recipe
         check_validation(recipe, len(material.validation))
-        self.replicas = replicas or Replicas()
+        self.replicas = replicas or Distribution()
         self.replicas.check_batch(recipe.batch_size, recipe.accumulate)
         if request.jit_compile and self.replicas.strategy is not None:
             raise UserError("--jit-compile does not go with several devices; leave it out, or add --strategy none")
@@ -145,8 +145,8 @@ class Job:
             )
         self.schedule = Schedule(recipe, length, request.unfreeze_at, request.unfreeze_learning_rate)
         if request.tensorboard_every is not None:
-            need("tensorboard", "tensorboard")
-            need("matplotlib", "tensorboard")
+            optional_import("tensorboard", "tensorboard")
+            optional_import("matplotlib", "tensorboard")
         self.request, self.material, self.device = request, material, device
         share = self.replicas.index, self.replicas.workers
         self.batches = material.batches(recipe.batch_size, request.seed, share, recipe.accumulate)
@@ -157,15 +157,15 @@ class Job:
         self.parameters = self.model.count_params() - sum(
             math.prod(v.shape) for v in self.model.non_trainable_variables
         )
-        self.average = None if recipe.ema is None else make_average(self.model)
-        self.judged = self.average or self.model
+        self.average = None if recipe.ema is None else make_ema(self.model)
+        self.eval_model = self.average or self.model
         self.optimizer = make_optimizer(recipe, policy, undecayed_variables(self.model, recipe.decay))
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
         freeze(self.model, request.freeze)
         self.view = fused_view(self.model, policy, request.sync_bn)
         self.per_call = request.steps_per_call or _steps_per_call(device, material.shape)
-        self.feed = make_feed(
+        self.feed = to_device(
             self.batches,
             material.pictures,
             material.policy,
@@ -194,8 +194,8 @@ class Job:
             sync_bn=self.request.sync_bn,
         )
         step = self.replicas.step(step, recipe.accumulate)
-        steps = make_train_steps(step, self.model)
-        if isinstance(self.feed, ResidentImages):
+        steps = make_multi_step(step, self.model)
+        if isinstance(self.feed, DeviceCachedLoader):
             return self.feed.update(step), self.feed.update(steps, several=True)
         return step, steps
 
@@ -213,7 +213,7 @@ class Job:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def train(self, folder: RunFolder, device: str, on_evaluation: Watcher | None = None) -> None:
+    def train(self, folder: RunDir, device: str, on_evaluation: Callback | None = None) -> None:
         """Train from the newest checkpoint, or from the start, to the last update.
 
         Args:
@@ -224,7 +224,7 @@ class Job:
         """
         request, recipe, material = self.request, self.request.recipe, self.material
         progress = Progress(folder, self.schedule.iterations, self.batches.steps_per_epoch, recipe.batch_size)
-        self.training = Training(
+        self.training = Trainer(
             model=self.model,
             optimizer=self.optimizer,
             step=self.step,
@@ -240,32 +240,32 @@ class Job:
             steps=self.steps,
             steps_per_call=self.per_call,
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,
-            on_evaluation=on_evaluation or Watchers(make_watchers(self, folder.path, progress.say), progress.say),
+            on_evaluation=on_evaluation or Callbacks(make_callbacks(self, folder.path, progress.log), progress.log),
             switch=None
             if request.unfreeze_at is None
-            else Unfreezing(self.model, request, self._functions, progress.say),
+            else UnfreezeAt(self.model, request, self._functions, progress.log),
             average=self.average,
             peers=self.replicas,
         )
-        progress.say(
+        progress.log(
             f"{request.model} on {request.dataset} ({material.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
         )
-        progress.say(device)
+        progress.log(device)
         if request.freeze != "none":
-            progress.say(describe_trainable(self.model))
+            progress.log(describe_trainable(self.model))
         if self.training.resume():
-            progress.say(f"resuming at iteration {self.training.step} of {self.training.iterations}")
+            progress.log(f"resuming at iteration {self.training.step} of {self.training.iterations}")
         try:
             self.training.run()
         finally:
             progress.close()
 
-    def _save_best(self, folder: RunFolder, best: dict[str, Any]) -> None:
+    def _save_best(self, folder: RunDir, best: dict[str, Any]) -> None:
         if self.replicas.is_chief:
             save_model(self, folder.path / "best.keras", best)
 
-    def _evaluation(self, part: Part) -> Validate:
-        return make_validate(self.judged, part, len(self.material.class_names), self.replicas)
+    def _evaluation(self, part: Subset) -> Validate:
+        return make_evaluator(self.eval_model, part, len(self.material.class_names), self.replicas)
 
 
 def _asked(builder: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from resnet_tf import __version__
-from resnet_tf.cli.command import Parser, exit_code_of
+from resnet_tf.cli.command import Parser, run_command
 from resnet_tf.cli.output import escape_unprintable
 
 COMMANDS = {
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=about, add_help=False)
     chosen = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"resnet_tf.cli.{chosen.replace('-', '_')}")
-    return exit_code_of(module.main, arguments[1:], unheard=chosen in UNHEARD)
+    return run_command(module.main, arguments[1:], unheard=chosen in UNHEARD)
 
 
 def entry_point() -> None:

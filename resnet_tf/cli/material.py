@@ -7,13 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_tf.cli.request import Request, usual_augmentation
+from resnet_tf.cli.request import Request, default_augmentation
 from resnet_tf.data.custom_transform import is_function_name, load_function, try_policy
-from resnet_tf.data.dataset import Dataset, channel_statistics, fingerprint, is_own, load_dataset, stratified_split
-from resnet_tf.data.image_check import OwnImages, open_own
-from resnet_tf.data.image_ops import Framing
-from resnet_tf.data.loader import ArraySource, Batches, FileSource, FramedSource, Part, Source, source_statistics
-from resnet_tf.data.transforms import Augmentation, PadCropFlip, Policy, augmentation, mean_fill, own_augmentation
+from resnet_tf.data.dataset import (
+    Dataset,
+    channel_statistics,
+    fingerprint,
+    is_image_dataset,
+    load_dataset,
+    stratified_split,
+)
+from resnet_tf.data.image_check import ImageDataset, open_image_dataset
+from resnet_tf.data.image_ops import ResizeCenterCrop
+from resnet_tf.data.loader import (
+    ArraySource,
+    DataSource,
+    FileSource,
+    ResizedSource,
+    Subset,
+    TrainLoader,
+    source_statistics,
+)
+from resnet_tf.data.transforms import PadCropFlip, Transform, TransformPair, augmentation, custom_transforms, mean_fill
 from resnet_tf.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -48,23 +63,23 @@ class Material:
     source: str
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
-    pictures: Source
-    policy: Policy
-    train: Part
-    validation: Part
-    test: Part | None
+    pictures: DataSource
+    policy: Transform
+    train: Subset
+    validation: Subset
+    test: Subset | None
     mean: Channels
     std: Channels
-    framing: Framing | None
+    framing: ResizeCenterCrop | None
     workers: int
 
-    def batches(self, batch_size: int, seed: int, share: tuple[int, int] = (0, 1), parts: int = 1) -> Batches:
+    def batches(self, batch_size: int, seed: int, share: tuple[int, int] = (0, 1), parts: int = 1) -> TrainLoader:
         """Shuffled and augmented batches to train on, or a worker's `share` (index, count) of each.
 
         Raises:
             UserError: there are too few images for a batch.
         """
-        return Batches(
+        return TrainLoader(
             self.pictures,
             self.policy,
             batch_size=batch_size,
@@ -76,36 +91,36 @@ class Material:
         )
 
 
-def open_images(request: Request) -> Dataset | OwnImages:
+def open_images(request: Request) -> Dataset | ImageDataset:
     """Find or load the images that a request names.
 
     Raises:
         UserError: they are not there, or cannot be used.
     """
-    if is_own(request.dataset):
-        return open_own(request.dataset, request.on_bad_image, print)
+    if is_image_dataset(request.dataset):
+        return open_image_dataset(request.dataset, request.on_bad_image, print)
     return load_dataset(request.dataset, request.data_dir)
 
 
-def fingerprint_of(images: Dataset | OwnImages) -> str:
+def fingerprint_of(images: Dataset | ImageDataset) -> str:
     """A digest of what is trained on."""
-    return images.fingerprint if isinstance(images, OwnImages) else fingerprint(images.train)
+    return images.fingerprint if isinstance(images, ImageDataset) else fingerprint(images.train)
 
 
 def make_material(
-    images: Dataset | OwnImages, request: Request, statistics: tuple[Channels, Channels] | None = None
+    images: Dataset | ImageDataset, request: Request, statistics: tuple[Channels, Channels] | None = None
 ) -> Material:
     """Split images, see how they are varied and framed, and take their statistics.
 
     Args:
         images: what `open_images` found.
         request: gives split, augmentation and size.
-        statistics: mean and standard deviation to normalise with, None takes those of the training part.
+        statistics: mean and standard deviation to normalize with, None takes those of the training part.
 
     Raises:
         UserError: the split, the size or the augmentation does not make sense.
     """
-    if isinstance(images, OwnImages):
+    if isinstance(images, ImageDataset):
         return _from_files(images, request, statistics)
     return _from_memory(images, request, statistics)
 
@@ -115,7 +130,7 @@ def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Ch
     # Of the pixels as they are stored: enlarging them on the fly changes next to nothing.
     mean, std = statistics or channel_statistics(data.train.images[train])
     pictures, tests = (ArraySource(part.images, part.labels) for part in (data.train, data.test))
-    policy: Policy = _pad_crop_flip(request.recipe, mean)
+    policy: Transform = _pad_crop_flip(request.recipe, mean)
     shape, framing, workers = data.train.images.shape[1:], None, 1
     if request.input_size is not None or request.augment is not None:
         size = request.input_size or max(shape[:2])
@@ -131,9 +146,9 @@ def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Ch
         shape,
         pictures,
         policy,
-        Part(framed(pictures, framing), train, workers),
-        Part(framed(pictures, framing), validation, workers),
-        Part(framed(tests, framing), np.arange(len(data.test)), workers),
+        Subset(framed(pictures, framing), train, workers),
+        Subset(framed(pictures, framing), validation, workers),
+        Subset(framed(tests, framing), np.arange(len(data.test)), workers),
         mean,
         std,
         framing,
@@ -141,20 +156,20 @@ def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Ch
     )
 
 
-def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Channels] | None) -> Material:
+def _from_files(own: ImageDataset, request: Request, statistics: tuple[Channels, Channels] | None) -> Material:
     name, size, recipe = request.augment, request.input_size, request.recipe
     assert name is not None
     assert size is not None
     pictures = FileSource(own.files["train"])
-    chosen = _own_augmentation(name, size, usual_augmentation(request.model), pictures)
+    chosen = _own_augmentation(name, size, default_augmentation(request.model), pictures)
     framing = (chosen or augmentation(name, size)).framing
-    seen = {split: FramedSource(FileSource(files), framing) for split, files in own.files.items()}
+    seen = {split: ResizedSource(FileSource(files), framing) for split, files in own.files.items()}
     everything = {split: np.arange(len(files)) for split, files in own.files.items()}
     if "validation" in own.files:
-        train, validation = everything["train"], Part(seen["validation"], everything["validation"], _WORKERS)
+        train, validation = everything["train"], Subset(seen["validation"], everything["validation"], _WORKERS)
     else:
         train, held_out = stratified_split(own.files["train"].labels, recipe.validation_size, request.seed)
-        validation = Part(seen["train"], held_out, _WORKERS)
+        validation = Subset(seen["train"], held_out, _WORKERS)
     mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
     chosen = chosen or augmentation(name, size, _pad_crop_flip(recipe, mean))
     return Material(
@@ -162,11 +177,11 @@ def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Ch
         own.source,
         own.class_names,
         (size, size, 3),
-        FileSource(own.files["train"], chosen.least),
+        FileSource(own.files["train"], chosen.min_side),
         chosen.policy,
-        Part(seen["train"], train, _WORKERS),
+        Subset(seen["train"], train, _WORKERS),
         validation,
-        Part(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
+        Subset(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
         mean,
         std,
         framing,
@@ -174,7 +189,7 @@ def _from_files(own: OwnImages, request: Request, statistics: tuple[Channels, Ch
     )
 
 
-def _own_augmentation(name: str | None, size: int, framing_of: str, pictures: Source) -> Augmentation | None:
+def _own_augmentation(name: str | None, size: int, framing_of: str, pictures: DataSource) -> TransformPair | None:
     """The augmentation of a user's function, tried on the first of the pictures; None where the name is no such.
 
     Raises:
@@ -182,21 +197,21 @@ def _own_augmentation(name: str | None, size: int, framing_of: str, pictures: So
     """
     if name is None or not is_function_name(name):
         return None
-    made = own_augmentation(load_function(name), size, framing_of)
+    made = custom_transforms(load_function(name), size, framing_of)
     try_policy(name, made.policy, pictures.image(0))
     return made
 
 
-def framed(source: Source, framing: Framing | None) -> Source:
+def framed(source: DataSource, framing: ResizeCenterCrop | None) -> DataSource:
     """The images of a source as a network sees them."""
-    return source if framing is None else FramedSource(source, framing)
+    return source if framing is None else ResizedSource(source, framing)
 
 
-def part_to_test(images: "Dataset | ImageFiles", framing: Framing | None) -> Part:
+def part_to_test(images: "Dataset | ImageFiles", framing: ResizeCenterCrop | None) -> Subset:
     """The test images of a data set in memory, or files to test on, framed."""
     if isinstance(images, Dataset):
-        return Part(framed(ArraySource(images.test.images, images.test.labels), framing), np.arange(len(images.test)))
-    return Part(framed(FileSource(images), framing), np.arange(len(images)), _WORKERS)
+        return Subset(framed(ArraySource(images.test.images, images.test.labels), framing), np.arange(len(images.test)))
+    return Subset(framed(FileSource(images), framing), np.arange(len(images)), _WORKERS)
 
 
 def _pad_crop_flip(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models, model_options
-from resnet_tf.pretrained.zoo import entry_of
+from resnet_tf.pretrained.zoo import find_shipped
 
 if TYPE_CHECKING:
     import keras
@@ -23,7 +23,7 @@ def open_model(text: str, **options: Any) -> "keras.Model":
     """
     given = {key: value for key, value in options.items() if value is not None}
     path = Path(text)
-    if path.exists() or entry_of(text) is not None:
+    if path.exists() or find_shipped(text) is not None:
         from resnet_tf.cli.evaluate import load_model, model_path
 
         if given:

@@ -18,7 +18,7 @@ from resnet_tf.pretrained.zoo import imagenet_classes
 if TYPE_CHECKING:
     import keras
 
-    from resnet_tf.data.image_ops import Framing
+    from resnet_tf.data.image_ops import ResizeCenterCrop
     from resnet_tf.prediction import Prediction
 
 # What most ImageNet networks are tested with; smaller networks see the whole picture.
@@ -42,7 +42,7 @@ def make_parser() -> Parser:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder (searched to any depth) or pattern")
     parser.add_argument("--top", type=int, default=5, help="classes to print of each image (default: %(default)s)")
     parser.add_argument("--resize", type=int, help="pixels of the shorter side (default: by the model's input)")
-    parser.add_argument("--crop", type=int, help="side of the square cut from the centre (default: the model's input)")
+    parser.add_argument("--crop", type=int, help="side of the square cut from the center (default: the model's input)")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: %(default)s)")
     add_inference_flags(parser)
     parser.add_argument("--csv", metavar="FILE", help="write a row for each image and class to this file")
@@ -145,10 +145,10 @@ def classify(model: "keras.Model", sidecar: dict[str, Any], paths: Sequence[Path
 
 def probabilities_of(model: "keras.Model", precision: str = "float32", fold_bn: bool = False) -> Any:
     """A compiled function from pixels (B, height, width, channels) uint8 to probabilities (B, classes)."""
-    from resnet_tf.inference import head_kind
+    from resnet_tf.inference import output_type
     from resnet_tf.reports.metrics import log_softmax
 
-    kind = head_kind(model)
+    kind = output_type(model)
     forward = compiled_inference(model, precision, fold_bn)
 
     def probabilities(pixels: np.ndarray) -> np.ndarray:
@@ -158,7 +158,9 @@ def probabilities_of(model: "keras.Model", precision: str = "float32", fold_bn: 
     return probabilities
 
 
-def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int | None, crop: int | None) -> "Framing":
+def framing_of(
+    shape: Sequence[int | None], sidecar: dict[str, Any], resize: int | None, crop: int | None
+) -> "ResizeCenterCrop":
     """Which part of a picture a model sees: as asked, as its sidecar says, or as is usual for its size.
 
     Args:
@@ -170,11 +172,11 @@ def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int
     Raises:
         UserError: the crop does not fit the model, or is larger than the resized picture.
     """
-    from resnet_tf.data.image_ops import Framing
+    from resnet_tf.data.image_ops import ResizeCenterCrop
 
     known = sidecar.get("preprocessing") or {}
     if "framing" in known and resize is None and crop is None:
-        return Framing(**known["framing"])
+        return ResizeCenterCrop(**known["framing"])
     usual = crop or known.get("crop") or (known.get("shape") or [USUAL_CROP])[0] or USUAL_CROP
     height, width = (crop or side or usual for side in shape[1:3])
     if any(side not in (None, given) for side, given in zip(shape[1:3], (height, width), strict=True)):
@@ -186,7 +188,7 @@ def framing_of(shape: Sequence[int | None], sidecar: dict[str, Any], resize: int
         resize = larger if larger < SMALL else round(larger * USUAL_RESIZE / USUAL_CROP)
     if resize < larger:
         raise UserError(f"--resize {resize} is smaller than the crop of {height}x{width}; give {larger} or more")
-    return Framing(resize, height, width)
+    return ResizeCenterCrop(resize, height, width)
 
 
 def class_table(sidecar: dict[str, Any], outputs: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPES, default_recipe
 from resnet_tf.reports.runs import Result
-from resnet_tf.training.run_dir import LATER, REPORT, SETTINGS, RunFolder
+from resnet_tf.training.run_dir import LATER, REPORT, SETTINGS, RunDir
 
 UNFINISHED, SMOKE = "unfinished", "smoke"
 
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> tuple[Settings, Report | None] | None:
     """
     if not (folder / SETTINGS).is_file():
         return None
-    settings, report = RunFolder(folder).settings() or {}, RunFolder(folder).report()
+    settings, report = RunDir(folder).settings() or {}, RunDir(folder).report()
     for name, found, needed in ((SETTINGS, settings, _OF_SETTINGS), (REPORT, report, _OF_REPORT)):
         missing = sorted(needed - found.keys()) if found is not None else []
         if missing:
@@ -81,7 +81,7 @@ def shortcut_of(settings: dict[str, Any]) -> str:
     return own_shortcut(settings["model"])
 
 
-def changes_of(settings: dict[str, Any]) -> tuple[str, ...]:
+def overrides_of(settings: dict[str, Any]) -> tuple[str, ...]:
     """The settings in which a run departs from the recipe that it names, as `field=value`, or `field` for a switch."""
     usual = _without_flags(settings["recipe.name"])
     changed = []
@@ -101,10 +101,10 @@ def read_result(folder: Path, page: Path) -> Result | None:
     settings, report = read_run(folder) or ({}, None)
     if report is None or not report["test"]:
         return None
-    network, changes = settings["model"], changes_of(settings)
+    network, changes = settings["model"], overrides_of(settings)
     decisive = {key: value for key, value in normal(settings).items() if key != "seed"}
     if "replicas" in report and not settings.get("sync_bn"):
-        # Each normalises its own share of the batch, so that their number decides the result.
+        # Each normalizes its own share of the batch, so that their number decides the result.
         decisive["replicas"], changes = report["replicas"], (*changes, report["replicas"])
     best = (report.get("best") or {}).get("test")
     own = network in list_models() and shortcut_of(settings) == own_shortcut(network)
@@ -220,7 +220,7 @@ def folder_name(settings: dict[str, Any]) -> str:
     if settings["dataset"] != "cifar10":
         parts.append(settings["dataset"].replace(":", "-").replace("/", "-"))
     parts.append(settings["recipe.name"])
-    parts += [change.replace("=", "-").replace(",", "-").replace("_", "-") for change in changes_of(settings)]
+    parts += [change.replace("=", "-").replace(",", "-").replace("_", "-") for change in overrides_of(settings)]
     parts += ["all-images"] if settings["recipe.validation_size"] == 0 else []
     parts += ["float32"] if settings["precision"] == "float32" else []
     return "-".join([*parts, f"seed{settings['seed']}"])

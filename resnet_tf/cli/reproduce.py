@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.collect import collect, take_up
+from resnet_tf.cli.collect import collect, restore_run
 from resnet_tf.cli.command import Parser, integers
 from resnet_tf.cli.records import answers, read_results, run_folders, unfinished_folders
 from resnet_tf.cli.request import Request, parse_request
@@ -16,7 +16,7 @@ from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.data.dataset import check_name, load_dataset
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
-from resnet_tf.reports.runs import Result, describe_differences, results_table
+from resnet_tf.reports.runs import Result, describe_ablations, results_table
 from resnet_tf.training.run_dir import SETTINGS
 
 # Given by the flags of this command, or by the folder that it chooses.
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedRun:
     """A run that is asked for.
 
     Attributes:
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         if code:
             return code
     results = _all_results(place, Path(arguments.runs))
-    table, differences = results_table(results), describe_differences(results)
+    table, differences = results_table(results), describe_ablations(results)
     print(f"{table}\n\n{differences}")
     return {"plan": plan, "table": table, "differences": differences}
 
@@ -140,7 +140,7 @@ def _write_page(place: Path) -> dict[str, Any]:
     return {"page": str(page)}
 
 
-def _plan(arguments: Any, place: Path) -> list[Wanted]:
+def _plan(arguments: Any, place: Path) -> list[PlannedRun]:
     """The runs that are asked for, with what there is of each.
 
     Raises:
@@ -165,7 +165,7 @@ def _plan(arguments: Any, place: Path) -> list[Wanted]:
     kept = [*run_folders(place), *run_folders(Path(arguments.runs))]
     unfinished = unfinished_folders(place)
     return [
-        Wanted(
+        PlannedRun(
             request,
             argv,
             next((folder for folder in kept if answers(folder, request, digest)), None),
@@ -191,7 +191,7 @@ def _request(arguments: Any, net: str, seed: int, flags: Sequence[str]) -> tuple
     return parse_request(parser.parse_args(argv)), argv
 
 
-def _train(wanted: Wanted) -> int:
+def _train(wanted: PlannedRun) -> int:
     """Train or go on, unless it is finished; the exit code."""
     from resnet_tf.cli.train import main as train
 
@@ -199,7 +199,7 @@ def _train(wanted: Wanted) -> int:
     if wanted.kept is not None:
         return 0
     if wanted.unfinished is not None and not (run / SETTINGS).exists():
-        take_up(wanted.unfinished, run)
+        restore_run(wanted.unfinished, run)
     print(f"resnet-tf train {shlex.join(wanted.argv)}")
     outcome = train(wanted.argv)
     return outcome if isinstance(outcome, int) else 0

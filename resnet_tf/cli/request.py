@@ -6,7 +6,7 @@ import re
 from typing import Any, Literal
 
 from resnet_tf.data.custom_transform import digest_of, is_function_name
-from resnet_tf.data.dataset import check_name, is_own, short_name
+from resnet_tf.data.dataset import check_name, is_image_dataset, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override, scaled
@@ -97,7 +97,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
         if value is not None and not low <= value < _SEEDS:
             raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; allowed: {low} to {_SEEDS - 1}")
     recipe = _recipe(arguments)
-    if recipe.validation_size == 0 and not is_own(arguments.dataset):  # own images may bring their own
+    if recipe.validation_size == 0 and not is_image_dataset(arguments.dataset):  # own images may bring their own
         check_validation(recipe, 0)
     shortcut = _shortcut(arguments, recipe)
     iterations, seconds = _checkpoint_interval(arguments.checkpoint_every)
@@ -155,9 +155,9 @@ def _finetuning(arguments: argparse.Namespace) -> dict[str, Any]:
 def _images(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the images are to be treated: own ones have no usual way, so that the network decides."""
     small = arguments.model in CIFAR_NETWORKS
-    own = is_own(arguments.dataset)
+    own = is_image_dataset(arguments.dataset)
     return {
-        "augment": arguments.augment or (usual_augmentation(arguments.model) if own else None),
+        "augment": arguments.augment or (default_augmentation(arguments.model) if own else None),
         # A function that has changed makes another run.
         "augment_sha256": digest_of(arguments.augment) if is_function_name(arguments.augment) else None,
         "input_size": arguments.input_size or ((32 if small else 224) if own else None),
@@ -165,7 +165,7 @@ def _images(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def usual_augmentation(model: str) -> str:
+def default_augmentation(model: str) -> str:
     """How own images are varied for a network where nobody says."""
     return "cifar" if model in CIFAR_NETWORKS else "imagenet"
 

@@ -12,14 +12,14 @@ import tensorflow as tf
 from resnet_tf import __version__
 from resnet_tf.cli.evaluate import load_model
 from resnet_tf.cli.material import Material
-from resnet_tf.cli.scoring import Labelled, score_model
-from resnet_tf.data.dataset import is_own
+from resnet_tf.cli.scoring import LabelledDataset, score_model
+from resnet_tf.data.dataset import is_image_dataset
 from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
-from resnet_tf.process import room_for_depth
-from resnet_tf.training.fine_tune import thawed
-from resnet_tf.training.run_dir import REPORT, RunFolder
+from resnet_tf.process import recursion_limit
+from resnet_tf.training.fine_tune import all_trainable
+from resnet_tf.training.run_dir import REPORT, RunDir
 
 if TYPE_CHECKING:
     from resnet_tf.cli.job import Job
@@ -31,8 +31,8 @@ def save_model(job: "Job", path: Path, metrics: dict[str, Any]) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    with room_for_depth(len(job.judged.layers)), thawed(job.judged):
-        write_with(path, job.judged.save)
+    with recursion_limit(len(job.eval_model.layers)), all_trainable(job.eval_model):
+        write_with(path, job.eval_model.save)
     request, material = job.request, job.material
     sidecar = {
         "class_names": list(material.class_names),
@@ -41,7 +41,7 @@ def save_model(job: "Job", path: Path, metrics: dict[str, Any]) -> None:
         "builder": job.builder,
         "dataset": request.dataset,
         "data_source": material.source,
-        **({"on_bad_image": request.on_bad_image} if is_own(request.dataset) else {}),
+        **({"on_bad_image": request.on_bad_image} if is_image_dataset(request.dataset) else {}),
         "recipe": request.recipe.as_dict(),
         "metrics": metrics,
     }
@@ -60,7 +60,7 @@ def _preprocessing(material: Material) -> dict[str, Any]:
     }
 
 
-def finish(job: "Job", folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+def finish(job: "Job", folder: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
     """Save the final model, read the test images once where there are any, and report from the saved files.
 
     Raises:
@@ -99,7 +99,7 @@ def _test(path: Path, material: Material) -> dict[str, Any] | None:
     """The score of a saved model on the test images, or None where there are none."""
     if material.test is None:
         return None
-    tests = Labelled(material.name, material.source, material.class_names, material.test)
+    tests = LabelledDataset(material.name, material.source, material.class_names, material.test)
     return score_model(load_model(path), path, tests).as_dict()
 
 

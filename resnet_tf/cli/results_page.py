@@ -24,7 +24,7 @@ from resnet_tf.reports.runs import (
     FIGURES,
     SEED_DEVIATION,
     Result,
-    describe_differences,
+    describe_ablations,
     groups,
     markdown_table,
     results_table,
@@ -62,7 +62,7 @@ def results_page(place: Path) -> str:
     smoke = {network: _smoke(place / SMOKE / network) for network in NOT_RUN}
     rows = [_row_not_run(network, record) for network, record in smoke.items()]
     parts = [_START, results_table(results, rows)]
-    parts += ["## Differences", _GROUNDS.format(seeds=_seeds(results)), describe_differences(results)]
+    parts += ["## Differences", _GROUNDS.format(seeds=_seeds(results)), describe_ablations(results)]
     parts += ["## Runs", _runs_table(folders, place), "The commands, with DIR for where CIFAR-10 lies:"]
     parts += [_commands(folders, place)]
     for network, record in smoke.items():

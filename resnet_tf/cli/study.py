@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.errors import need
+from resnet_tf.errors import optional_import
 
 Report = Callable[[float, int], bool]
 Objective = Callable[[int, dict[str, Any], Report], float | None]
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Where a search looks.
 
     Attributes:
@@ -45,12 +45,12 @@ def open_study(path: Path, seed: int) -> Any:
         seed: of the search.
 
     Returns:
-        `optuna.Study` that maximises, with median pruning.
+        `optuna.Study` that maximizes, with median pruning.
 
     Raises:
         UserError: optuna is not installed.
     """
-    optuna = need("optuna", "tune")
+    optuna = optional_import("optuna", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="tune",
@@ -69,11 +69,11 @@ def open_study(path: Path, seed: int) -> Any:
 
 def finished(study: Any) -> list[Any]:
     """The trials that ran to their end or were pruned."""
-    states = need("optuna", "tune").trial.TrialState
+    states = optional_import("optuna", "tune").trial.TrialState
     return study.get_trials(states=[states.COMPLETE, states.PRUNED])
 
 
-def run_study(study: Any, space: Space, trials: int, objective: Objective) -> None:
+def run_study(study: Any, space: SearchSpace, trials: int, objective: Objective) -> None:
     """Run trials until `trials` of them are finished, those of earlier processes included.
 
     Args:
@@ -83,7 +83,7 @@ def run_study(study: Any, space: Space, trials: int, objective: Objective) -> No
         objective: gets the trial's number, its settings and a function (accuracy, epoch) -> whether to give up;
             returns the accuracy, or None where it gave up. An exception leaves the trial to the next process.
     """
-    states = need("optuna", "tune").trial.TrialState
+    states = optional_import("optuna", "tune").trial.TrialState
     while len(finished(study)) < trials:
         trial = study.ask()
 

@@ -14,8 +14,8 @@ from resnet_tf.cli.launch import LAUNCHED
 from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import read_cluster, stop_with_launcher
-from resnet_tf.training.run_dir import RunFolder, check_flags
+from resnet_tf.training.cluster import read_cluster_spec, stop_with_launcher
+from resnet_tf.training.run_dir import RunDir, check_flags
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -46,7 +46,7 @@ def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str
     """Train with one seed after the other; finished ones are not trained again."""
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
-    cluster = read_cluster()
+    cluster = read_cluster_spec()
     if cluster is not None and len(cluster.addresses) > 1:
         raise UserError("--seeds trains in turn in one process, which several workers cannot; launch them one by one")
     requests = []
@@ -66,9 +66,9 @@ def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str
 
 def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
     """Train what a request asks for; the report, or an exit code."""
-    folder = RunFolder(Path(request.run_dir))
+    folder = RunDir(Path(request.run_dir))
     if request.overwrite:
-        folder.check_ours()
+        folder.check()
     report = None if request.overwrite else _finished(request, folder)
     if report is not None:
         print(f"{folder.path} is finished; --overwrite starts anew")
@@ -91,7 +91,7 @@ def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
     return report
 
 
-def _finished(request: Request, folder: RunFolder) -> dict[str, Any] | None:
+def _finished(request: Request, folder: RunDir) -> dict[str, Any] | None:
     """The report of a run that these flags have already made."""
     settings = folder.settings()
     if settings is None:

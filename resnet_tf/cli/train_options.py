@@ -121,7 +121,7 @@ def _add_finetuning_flags(parser: Parser) -> None:
         "--unfreeze-learning-rate", type=float, metavar="RATE", help="highest from then on (default: as before)"
     )
     group.add_argument(
-        "--train-bn", action="store_true", help="unfreeze batch normalisation too, which otherwise stays frozen"
+        "--train-bn", action="store_true", help="unfreeze batch normalization too, which otherwise stays frozen"
     )
 
 
@@ -171,7 +171,7 @@ def _add_device_flags(parser: Parser) -> None:
         "--replicas", type=int, metavar="N", help="GPUs that mirrored uses (default: all); or parts of the CPU"
     )
     group.add_argument(
-        "--sync-bn", action="store_true", help="batch normalisation over all replicas (default: over each one's share)"
+        "--sync-bn", action="store_true", help="batch normalization over all replicas (default: over each one's share)"
     )
 
 

@@ -11,7 +11,7 @@ from resnet_tf.cli.job import Job
 from resnet_tf.cli.material import make_material, open_images
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.study import Report
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.runtime import choose_device, choose_precision, set_threads
 from resnet_tf.training.state import Diverged
 
@@ -51,12 +51,12 @@ class Trials:
 
         keras.utils.clear_session()
         gc.collect()
-        folder = RunFolder(Path(request.run_dir))
+        folder = RunDir(Path(request.run_dir))
         with tf.device(self._device.name):
             job = Job(request, make_material(self._images, request), self._policy, self._device)
-            folder.claim()
+            folder.lock()
             try:
-                folder.start(request.settings() | {"precision": self._policy, "threads": self._threads})
+                folder.create(request.settings() | {"precision": self._policy, "threads": self._threads})
                 job.train(folder, f"device {self._device.name}, precision {self._policy}", watch)
             except _GivenUp:
                 return None

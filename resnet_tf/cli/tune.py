@@ -10,10 +10,10 @@ from typing import Any
 from resnet_tf.cli import train_options
 from resnet_tf.cli.command import Parser, integers, load_tensorflow
 from resnet_tf.cli.request import Request, parse_request
-from resnet_tf.cli.study import Report, Space, finished, open_study, run_study
+from resnet_tf.cli.study import Report, SearchSpace, finished, open_study, run_study
 from resnet_tf.data.dataset import DATASETS
-from resnet_tf.errors import UserError, need
-from resnet_tf.training.run_dir import RunFolder, difference
+from resnet_tf.errors import UserError, optional_import
+from resnet_tf.training.run_dir import RunDir, difference
 
 _TRAIN_FLAGS = ("model", "dataset", "data_dir", "recipe", "epochs", "seed", "shortcut")
 _RUN_FLAGS = ("device", "precision", "threads")
@@ -26,7 +26,7 @@ def _range(text: str) -> tuple[float, float]:
 
 def make_parser() -> Parser:
     """The parser of `resnet-tf tune`."""
-    space = Space()
+    space = SearchSpace()
     parser = Parser(
         prog="resnet-tf tune",
         description="Search for good settings by validation accuracy; the test set is not read. "
@@ -73,8 +73,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     """
     arguments = make_parser().parse_args(argv)
     space = _space(arguments)
-    need("optuna", "tune")
-    folder = RunFolder(Path(arguments.study_dir or f"runs/tune-{arguments.model}-{arguments.dataset}"))
+    optional_import("optuna", "tune")
+    folder = RunDir(Path(arguments.study_dir or f"runs/tune-{arguments.model}-{arguments.dataset}"))
     _request(arguments, _middle(space), folder.path)
     settings = {key: getattr(arguments, key) for key in _TRAIN_FLAGS if key != "data_dir"} | {
         f"space.{key}": list(value) for key, value in vars(space).items()
@@ -88,10 +88,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     from resnet_tf.cli.trial import Trials
     from resnet_tf.training.state import Stopped
 
-    folder.claim()
+    folder.lock()
     try:
         if known is None:
-            folder.start(settings)
+            folder.create(settings)
         study = open_study(folder.path / "study.db", arguments.seed)
         before = len(finished(study))
         if before:
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         folder.release()
 
 
-def _space(arguments: argparse.Namespace) -> Space:
+def _space(arguments: argparse.Namespace) -> SearchSpace:
     for name in ("learning_rate", "weight_decay"):
         low, high = getattr(arguments, name)
         if not 0 < low < high:
@@ -124,10 +124,10 @@ def _space(arguments: argparse.Namespace) -> Space:
             )
     if arguments.trials < 1:
         raise UserError(f"--trials {arguments.trials} is out of range; give 1 or more")
-    return Space(arguments.learning_rate, arguments.weight_decay, arguments.batch_size, arguments.width)
+    return SearchSpace(arguments.learning_rate, arguments.weight_decay, arguments.batch_size, arguments.width)
 
 
-def _middle(space: Space) -> dict[str, Any]:
+def _middle(space: SearchSpace) -> dict[str, Any]:
     """Some settings of the space, to check the other flags with before anything starts."""
     return {
         "learning_rate": space.learning_rate[0],

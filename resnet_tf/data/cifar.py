@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.data.cifar_files import KINDS, Kind, Part, read_archive, read_folder, short
+from resnet_tf.data.cifar_files import KINDS, CifarFile, CifarInfo, read_archive, read_folder, short
 from resnet_tf.data.dataset import Dataset, Split, fingerprint
 from resnet_tf.errors import UserError
 
@@ -25,7 +25,7 @@ def load_cifar(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dat
     `data_dir` is a folder that is, or holds, the official folder (Python or binary version) or the official archive,
     or the archive itself; nothing else is tried then. Without it Keras' cache is read ($KERAS_HOME or ~/.keras), and
     if that holds nothing, Keras downloads the archive into it.
-    `source` is "original", "JPEG copy" or "unrecognised copy" (always so for the binary version).
+    `source` is "original", "JPEG copy" or "unrecognized copy" (always so for the binary version).
     Raises UserError for a name, a place or a file that cannot be used, and when the download fails.
     """
     if name not in KINDS:
@@ -42,13 +42,13 @@ def load_cifar(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dat
     return Dataset(name, _source(kind, parts), kind.class_names, Split(images, labels), test.split)
 
 
-def _source(kind: Kind, parts: list[Part]) -> str:
+def _source(kind: CifarInfo, parts: list[CifarFile]) -> str:
     if tuple(part.md5 for part in parts) == kind.md5:
         return "original"
-    return "JPEG copy" if fingerprint(parts[-1].split) == JPEG_TEST_FINGERPRINT else "unrecognised copy"
+    return "JPEG copy" if fingerprint(parts[-1].split) == JPEG_TEST_FINGERPRINT else "unrecognized copy"
 
 
-def _given(kind: Kind, place: Path) -> list[Part]:
+def _given(kind: CifarInfo, place: Path) -> list[CifarFile]:
     if not place.exists():
         raise UserError(f"{place} does not exist; give a folder or an archive that holds {kind.title}")
     if place.is_file():
@@ -60,7 +60,7 @@ def _given(kind: Kind, place: Path) -> list[Part]:
     return read()
 
 
-def _look_in(kind: Kind, place: Path) -> Callable[[], list[Part]] | None:
+def _look_in(kind: CifarInfo, place: Path) -> Callable[[], list[CifarFile]] | None:
     """How to read what lies in a folder: a complete folder first, then an archive, then what has files missing."""
     folders = [(place, suffix) for suffix in ("", ".bin")]
     folders += [(place / kind.python_folder, ""), (place / kind.binary_folder, ".bin")]
@@ -74,7 +74,7 @@ def _look_in(kind: Kind, place: Path) -> Callable[[], list[Part]] | None:
     return (lambda: read_folder(kind, *folders[best])) if present[best] else None
 
 
-def _cached(kind: Kind) -> list[Part]:
+def _cached(kind: CifarInfo) -> list[CifarFile]:
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     # Keras' own rule for a home that it cannot write to.
     fallback = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / ".keras"
@@ -85,7 +85,7 @@ def _cached(kind: Kind) -> list[Part]:
     return read_archive(kind, _download(kind, home))
 
 
-def _download(kind: Kind, home: Path) -> Path:
+def _download(kind: CifarInfo, home: Path) -> Path:
     """The archive, fetched by Keras under a name of our own and then renamed to the one that Keras knows.
 
     Keras deletes a file of the wrong checksum when the download of its replacement fails, so it never sees the name

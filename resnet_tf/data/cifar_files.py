@@ -103,7 +103,7 @@ _CIFAR100_NAMES = """
 
 
 @dataclass(frozen=True)
-class Kind:
+class CifarInfo:
     """What is known of one of the two data sets; the binary version's files have the same names with `.bin`."""
 
     title: str
@@ -136,7 +136,7 @@ class Kind:
 
 
 KINDS = {
-    "cifar10": Kind(
+    "cifar10": CifarInfo(
         title="CIFAR-10",
         stem="cifar-10",
         class_names=tuple(_CIFAR10_NAMES.split()),
@@ -157,7 +157,7 @@ KINDS = {
             "40351d587109b95175f43aff81a1287e",
         ),
     ),
-    "cifar100": Kind(
+    "cifar100": CifarInfo(
         title="CIFAR-100",
         stem="cifar-100",
         class_names=tuple(_CIFAR100_NAMES.split()),
@@ -175,14 +175,14 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Part:
+class CifarFile:
     """One file, decoded."""
 
     split: Split
     md5: str
 
 
-def read_folder(kind: Kind, folder: Path, suffix: str) -> list[Part]:
+def read_folder(kind: CifarInfo, folder: Path, suffix: str) -> list[CifarFile]:
     """Decode the official files of a folder; `suffix` is "" for the Python and ".bin" for the binary version.
 
     Raises UserError for a file that is missing, too large, damaged or foreign; OSError where the disk fails.
@@ -196,7 +196,7 @@ def read_folder(kind: Kind, folder: Path, suffix: str) -> list[Part]:
     return _complete(kind, parts, str(folder))
 
 
-def read_archive(kind: Kind, path: Path) -> list[Part]:
+def read_archive(kind: CifarInfo, path: Path) -> list[CifarFile]:
     """Decode the official files of a tar archive in memory, member by member.
 
     Raises UserError for an archive or a member that is missing, too large, damaged or foreign.
@@ -214,7 +214,7 @@ def read_archive(kind: Kind, path: Path) -> list[Part]:
     return _complete(kind, parts, str(path))
 
 
-def _read_member(kind: Kind, archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+def _read_member(kind: CifarInfo, archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     stream = archive.extractfile(member) if member.isreg() else None
     if stream is None:
         raise UserError(f"{where} is a link or device, not a plain file; {kind.again}")
@@ -222,7 +222,7 @@ def _read_member(kind: Kind, archive: tarfile.TarFile, member: tarfile.TarInfo, 
     return stream.read()
 
 
-def _check_size(kind: Kind, name: str, size: int, where: str) -> None:
+def _check_size(kind: CifarInfo, name: str, size: int, where: str) -> None:
     """Refuses what cannot be the official file before any of it is in memory."""
     if size == 0:
         raise UserError(f"{where} is empty; {kind.again}")
@@ -240,7 +240,7 @@ def short(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _complete(kind: Kind, parts: dict[str, Part], where: str) -> list[Part]:
+def _complete(kind: CifarInfo, parts: dict[str, CifarFile], where: str) -> list[CifarFile]:
     suffix = max(("", ".bin"), key=lambda suffix: sum(name in parts for name in kind.files(suffix)))
     missing = [name for name in kind.files(suffix) if name not in parts]
     if missing:
@@ -252,7 +252,7 @@ def _images_in(name: str) -> int:
     return IMAGES_PER_FILE[name.removesuffix(".bin")]
 
 
-def _decode(kind: Kind, name: str, raw: bytes, where: str) -> Part:
+def _decode(kind: CifarInfo, name: str, raw: bytes, where: str) -> CifarFile:
     decode = _decode_binary if name.endswith(".bin") else _decode_pickle
     rows, labels = decode(kind, _images_in(name), raw, where)
     if labels.min() < 0 or labels.max() >= len(kind.class_names):
@@ -262,10 +262,10 @@ def _decode(kind: Kind, name: str, raw: bytes, where: str) -> Part:
         )
     # Files hold all red, then all green, then all blue values of an image.
     images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return Part(Split(images, labels.astype(np.int32)), hashlib.md5(raw, usedforsecurity=False).hexdigest())
+    return CifarFile(Split(images, labels.astype(np.int32)), hashlib.md5(raw, usedforsecurity=False).hexdigest())
 
 
-def _decode_binary(kind: Kind, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _decode_binary(kind: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     record = kind.header + PIXELS
     if len(raw) != count * record:
         raise UserError(
@@ -276,7 +276,7 @@ def _decode_binary(kind: Kind, count: int, raw: bytes, where: str) -> tuple[np.n
     return records[:, kind.header :], records[:, kind.header - 1]
 
 
-def _decode_pickle(kind: Kind, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _decode_pickle(kind: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = ArrayUnpickler(raw, where).load()
     except UserError:

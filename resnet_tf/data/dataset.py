@@ -107,7 +107,7 @@ def _validation_count(size: float, total: int) -> int:
     return count
 
 
-def is_own(dataset: str) -> bool:
+def is_image_dataset(dataset: str) -> bool:
     """Whether a data set is named as a user's own images are."""
     return dataset.startswith(("folder:", "list:"))
 
@@ -123,15 +123,15 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     Raises:
         UserError: it cannot, or --data-dir does not go with it.
     """
-    if name not in DATASETS and not is_own(name):
+    if name not in DATASETS and not is_image_dataset(name):
         raise UserError(f"--dataset {name} is not known; allowed: {', '.join((*DATASETS, *OWN_FORMS))}")
-    if data_dir is not None and is_own(name):
+    if data_dir is not None and is_image_dataset(name):
         raise UserError(f"--data-dir does not go with --dataset {name}, which says where it is; leave it out")
 
 
 def short_name(name: str) -> str:
     """What a data set is called in the name of a run: of own images, the name of the folder or the first list."""
-    if not is_own(name):
+    if not is_image_dataset(name):
         return name
     place = Path(name.partition(":")[2].partition(",")[0].strip()).absolute()
     return place.stem if name.startswith("list:") else place.name

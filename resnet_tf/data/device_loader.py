@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.data.loader import ArraySource, Batches, Source
-from resnet_tf.data.transforms import PadCropFlip, Policy
+from resnet_tf.data.loader import ArraySource, DataSource, TrainLoader
+from resnet_tf.data.transforms import PadCropFlip, Transform
 from resnet_tf.errors import UserError
 
 LARGEST = 10**9  # bytes of images that are kept on a GPU where nobody asks for it
@@ -25,7 +25,7 @@ Choice = tuple[NDArray[np.int64], NDArray[np.int64]]
 Update = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-class CopiedBatches:
+class PrefetchToDevice:
     """Batches as tensors on the current device, copied while earlier ones are in use.
 
     Attributes:
@@ -33,7 +33,7 @@ class CopiedBatches:
         batch_size: likewise.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: TrainLoader) -> None:
         """Take the batches of the host."""
         self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
         self._batches = batches
@@ -49,7 +49,7 @@ class CopiedBatches:
             yield from waiting
 
 
-class ResidentImages:
+class DeviceCachedLoader:
     """Images and labels on the current device, and batches of them that name rows and draws.
 
     Attributes:
@@ -57,12 +57,12 @@ class ResidentImages:
         batch_size: likewise.
     """
 
-    def __init__(self, batches: Batches, source: ArraySource, policy: PadCropFlip) -> None:
+    def __init__(self, batches: TrainLoader, source: ArraySource, policy: PadCropFlip) -> None:
         """Copy the images of `source`, which `batches` reads and varies by `policy`, to the device."""
         self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
         self._batches, self._policy = batches, policy
         count, self._height, self._width, channels = source.images.shape
-        # One more pixel, of the pad's colour, so that cropping is one look-up.
+        # One more pixel, of the pad's color, so that cropping is one look-up.
         fill = np.full((1, channels), policy.fill, np.uint8)
         self._fill_index = tf.constant(count * self._height * self._width, tf.int64)
         self._pixels = tf.constant(np.concatenate([source.images.reshape(-1, channels), fill]))
@@ -71,7 +71,7 @@ class ResidentImages:
     def iterate(self, start: int, stop: int) -> Iterator[Choice]:
         """Rows int64 (B,) and draws int64 (B, 3) of the steps start … stop - 1, in order."""
         for step in range(start, stop):
-            yield self._batches.choice(step)
+            yield self._batches.batch_indices(step)
 
     def update(self, function: Update, several: bool = False) -> Update:
         """An update that takes rows and draws in place of images and labels.
@@ -117,9 +117,16 @@ class ResidentImages:
         return tf.minimum(position, period - position) if side > 1 else position, tf.zeros_like(position, tf.bool)
 
 
-def make_feed(
-    batches: Batches, source: Source, policy: Policy, *, wish: str, is_gpu: bool, per_call: int, replicas: int = 1
-) -> Batches | CopiedBatches | ResidentImages:
+def to_device(
+    batches: TrainLoader,
+    source: DataSource,
+    policy: Transform,
+    *,
+    wish: str,
+    is_gpu: bool,
+    per_call: int,
+    replicas: int = 1,
+) -> TrainLoader | PrefetchToDevice | DeviceCachedLoader:
     """The way of a run's batches to the device.
 
     Args:
@@ -143,10 +150,10 @@ def make_feed(
         return batches
     if isinstance(source, ArraySource) and isinstance(policy, PadCropFlip):
         if wish == "always" or (wish == "auto" and is_gpu and source.images.nbytes <= LARGEST):
-            return ResidentImages(batches, source, policy)
+            return DeviceCachedLoader(batches, source, policy)
     elif wish == "always":
         raise UserError(
             "--keep-on-device always is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
             "neither --augment nor --input-size; give auto or never"
         )
-    return CopiedBatches(batches) if is_gpu and per_call == 1 else batches
+    return PrefetchToDevice(batches) if is_gpu and per_call == 1 else batches

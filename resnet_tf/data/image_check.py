@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from resnet_tf.data.image_folder import ImageFiles, find_own
+from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes
+from resnet_tf.data.image_list import find_images
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.pretrained.download import cache_folder
@@ -30,42 +31,42 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FileCheck:
     """Why a file cannot be used (None where it can), and a digest of its content ("" where it could not be read)."""
 
     fault: str | None
     digest: str
 
 
-def judge(path: str) -> Verdict:
+def check_image(path: str) -> FileCheck:
     """Read and decode a file."""
     digest = ""
     try:
         data = read_bytes(path)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         # A large JPEG at an eighth of its size: every byte is still read, and the memory is not taken.
-        decode_image(data, least=1)
+        decode_image(data, min_side=1)
     except UnreadableImageError as error:
-        return Verdict(str(error), digest)
-    return Verdict(None, digest)
+        return FileCheck(str(error), digest)
+    return FileCheck(None, digest)
 
 
-class VerdictCache:
+class CheckCache:
     """Verdicts by path, size and time of change, in a JSON file that may be missing or damaged."""
 
     def __init__(self, path: Path | None) -> None:
         """Read the cache at `path`; None remembers nothing."""
         self._path = path
-        self._known: dict[str, tuple[list[int], Verdict]] = {}
+        self._known: dict[str, tuple[list[int], FileCheck]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             self._known = _load(path) if path else {}
 
-    def get(self, path: str) -> Verdict | None:
+    def get(self, path: str) -> FileCheck | None:
         """The verdict on a file that has not changed since, or None."""
         known = self._known.get(os.path.abspath(path))
         return known[1] if known and known[0] == _stamp(path) else None
 
-    def save(self, verdicts: Mapping[str, Verdict]) -> None:
+    def save(self, verdicts: Mapping[str, FileCheck]) -> None:
         """Add verdicts by path and replace the file; a disk that refuses costs only time the next run."""
         if self._path is None:
             return
@@ -80,7 +81,7 @@ class VerdictCache:
             write_text(self._path, json.dumps({**_header(), "files": files}, separators=(",", ":")))
 
 
-def _load(path: Path) -> dict[str, tuple[list[int], Verdict]]:
+def _load(path: Path) -> dict[str, tuple[list[int], FileCheck]]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if {key: content[key] for key in _header()} != _header():
         return {}
@@ -88,7 +89,7 @@ def _load(path: Path) -> dict[str, tuple[list[int], Verdict]]:
     for name, (size, changed, digest, fault) in content["files"].items():
         if not isinstance(digest, str) or not isinstance(fault, str | None):
             raise TypeError("a verdict is not made of texts")
-        known[name] = ([size, changed], Verdict(fault, digest))
+        known[name] = ([size, changed], FileCheck(fault, digest))
     return known
 
 
@@ -156,7 +157,7 @@ _PRECEDENCE = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
-class Problem:
+class ImageIssue:
     """A file, or a class ("class NAME"), and what is wrong with it: the kind and, for some kinds, particulars."""
 
     where: str
@@ -170,11 +171,11 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Scan:
+class CheckResult:
     """The files that can be used, by split, what is wrong with the others, and a digest of each split's content."""
 
     kept: dict[str, ImageFiles]
-    problems: tuple[Problem, ...]
+    problems: tuple[ImageIssue, ...]
     fingerprints: dict[str, str]
 
     def counts(self) -> dict[str, int]:
@@ -188,7 +189,7 @@ def scan(
     on_bad: Literal["stop", "skip"] = "stop",
     cache: Path | None = None,
     threads: int | None = None,
-) -> Scan:
+) -> CheckResult:
     """Decode every file once, in threads and behind a progress bar, and sort out what cannot be trained on.
 
     Problems are files that cannot be read, are empty, no image, damaged, truncated or too large; files with the
@@ -211,7 +212,7 @@ def scan(
         UserError: `on_bad` is "stop" and there is a problem (the message counts all and names the first ten), or the
             images that are left to train on are not of two classes at least.
     """
-    verdicts = _verdicts({path for files in splits.values() for path in files.paths}, VerdictCache(cache), threads)
+    verdicts = _file_checks({path for files in splits.values() for path in files.paths}, CheckCache(cache), threads)
     kept, problems = _without_copies(*_without_faults(splits, verdicts), verdicts)
     if "train" in kept:
         kept, of_classes = _without_empty_classes(kept)
@@ -224,16 +225,16 @@ def scan(
             f"{len(kept['train'].class_names)} classes; training needs images of two classes or more"
             + (f": {problems[0]}" if problems else "")
         )
-    return Scan(kept, tuple(problems), {split: _fingerprint(files, verdicts) for split, files in kept.items()})
+    return CheckResult(kept, tuple(problems), {split: _fingerprint(files, verdicts) for split, files in kept.items()})
 
 
-def _verdicts(paths: set[str], cache: VerdictCache, threads: int | None) -> dict[str, Verdict]:
+def _file_checks(paths: set[str], cache: CheckCache, threads: int | None) -> dict[str, FileCheck]:
     known = {path: cache.get(path) for path in paths}
     verdicts = {path: verdict for path, verdict in known.items() if verdict is not None}
     new = sorted(paths - verdicts.keys())
     if not new:
         return verdicts
-    fresh: dict[str, Verdict] = {}
+    fresh: dict[str, FileCheck] = {}
     try:
         with Murmurs() as murmurs:
             suspects = _judge_all(new, fresh, murmurs, threads or os.cpu_count() or 1)
@@ -245,24 +246,24 @@ def _verdicts(paths: set[str], cache: VerdictCache, threads: int | None) -> dict
     return verdicts | fresh
 
 
-def _judge_all(paths: list[str], into: dict[str, Verdict], murmurs: Murmurs, threads: int) -> list[str]:
+def _judge_all(paths: list[str], into: dict[str, FileCheck], murmurs: Murmurs, threads: int) -> list[str]:
     """Judge in threads; returns the files that a decoder may have complained of and decoded all the same."""
     suspects: list[str] = []
 
-    def judge_chunk(chunk: tuple[str, ...]) -> tuple[dict[str, Verdict], bool]:
+    def judge_chunk(chunk: tuple[str, ...]) -> tuple[dict[str, FileCheck], bool]:
         start = murmurs.length
-        return {path: judge(path) for path in chunk}, murmurs.tell_of_damage(start)
+        return {path: check_image(path) for path in chunk}, murmurs.tell_of_damage(start)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="scan")
     quiet = not sys.stderr.isatty()
     with murmurs.terminal() as terminal, tqdm(total=len(paths), unit=" images", file=terminal, disable=quiet) as bar:
         bar.set_description("checking")
         try:
-            for judged, damage in pool.map(judge_chunk, _chunks(paths)):
-                doubtful = [path for path, verdict in judged.items() if damage and verdict.fault is None]
-                into.update((path, verdict) for path, verdict in judged.items() if path not in doubtful)
+            for eval_model, damage in pool.map(judge_chunk, _chunks(paths)):
+                doubtful = [path for path, verdict in eval_model.items() if damage and verdict.fault is None]
+                into.update((path, verdict) for path, verdict in eval_model.items() if path not in doubtful)
                 suspects += doubtful
-                bar.update(len(judged))
+                bar.update(len(eval_model))
         finally:
             pool.shutdown(cancel_futures=True)
     return suspects
@@ -274,15 +275,15 @@ def _chunks(paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield chunk
 
 
-def _judge_alone(path: str, murmurs: Murmurs) -> Verdict:
+def _judge_alone(path: str, murmurs: Murmurs) -> FileCheck:
     start = murmurs.length
-    verdict = judge(path)
-    return Verdict("damaged", verdict.digest) if murmurs.tell_of_damage(start) else verdict
+    verdict = check_image(path)
+    return FileCheck("damaged", verdict.digest) if murmurs.tell_of_damage(start) else verdict
 
 
 def _without_faults(
-    splits: Mapping[str, ImageFiles], verdicts: Mapping[str, Verdict]
-) -> tuple[dict[str, ImageFiles], list[Problem]]:
+    splits: Mapping[str, ImageFiles], verdicts: Mapping[str, FileCheck]
+) -> tuple[dict[str, ImageFiles], list[ImageIssue]]:
     kept, problems = {}, []
     for split, files in splits.items():
         faults = [verdicts[path].fault for path in files.paths]
@@ -290,13 +291,13 @@ def _without_faults(
         for path, fault in zip(files.paths, faults, strict=True):
             if fault is not None:
                 kind, _, particulars = fault.partition(": ")
-                problems.append(Problem(path, kind, particulars))
+                problems.append(ImageIssue(path, kind, particulars))
     return kept, problems
 
 
 def _without_copies(
-    splits: dict[str, ImageFiles], problems: list[Problem], verdicts: Mapping[str, Verdict]
-) -> tuple[dict[str, ImageFiles], list[Problem]]:
+    splits: dict[str, ImageFiles], problems: list[ImageIssue], verdicts: Mapping[str, FileCheck]
+) -> tuple[dict[str, ImageFiles], list[ImageIssue]]:
     originals: dict[str, tuple[str, str]] = {}
     indices: dict[str, list[int]] = {split: [] for split in splits}
     for split in sorted(splits, key=_PRECEDENCE.index):
@@ -309,19 +310,19 @@ def _without_copies(
                 continue
             original, its_class = originals[digest]
             other = "" if its_class == name else f", which is of class {its_class}"
-            problems.append(Problem(path, "copy", f"of {original}{other}"))
+            problems.append(ImageIssue(path, "copy", f"of {original}{other}"))
     return {split: files.take(indices[split]) for split, files in splits.items()}, problems
 
 
-def _without_empty_classes(splits: dict[str, ImageFiles]) -> tuple[dict[str, ImageFiles], list[Problem]]:
+def _without_empty_classes(splits: dict[str, ImageFiles]) -> tuple[dict[str, ImageFiles], list[ImageIssue]]:
     train = splits["train"]
     members = np.bincount(train.labels, minlength=len(train.class_names))
     problems = [
-        Problem(f"class {train.class_names[i]}", "without training images") for i in np.flatnonzero(members == 0)
+        ImageIssue(f"class {train.class_names[i]}", "without training images") for i in np.flatnonzero(members == 0)
     ]
     for i in np.flatnonzero(members == 1):
         path = train.paths[int(np.flatnonzero(train.labels == i)[0])]
-        problems.append(Problem(path, "the only training image", f"of class {train.class_names[i]}"))
+        problems.append(ImageIssue(path, "the only training image", f"of class {train.class_names[i]}"))
     return {split: _of_classes(files, members > 0) for split, files in splits.items()}, problems
 
 
@@ -332,7 +333,7 @@ def _of_classes(files: ImageFiles, used: NDArray[np.bool_]) -> ImageFiles:
     return ImageFiles(files.paths, (np.cumsum(used, dtype=np.int32) - 1)[files.labels].astype(np.int32), names)
 
 
-def _fingerprint(files: ImageFiles, verdicts: Mapping[str, Verdict]) -> str:
+def _fingerprint(files: ImageFiles, verdicts: Mapping[str, FileCheck]) -> str:
     """SHA-256, in hex, of the class names, the labels and the content of the files; paths and times do not count."""
     digest = hashlib.sha256(repr(files.class_names).encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(files.labels, "<i4").data)
@@ -340,7 +341,7 @@ def _fingerprint(files: ImageFiles, verdicts: Mapping[str, Verdict]) -> str:
     return digest.hexdigest()
 
 
-def _complaint(problems: list[Problem], total: int) -> str:
+def _complaint(problems: list[ImageIssue], total: int) -> str:
     shown = "; ".join(map(str, problems[:_SHOWN])) + ("; …" if len(problems) > _SHOWN else "")
     return (
         f"{len(problems)} problems among {total} images: {shown}; mend or remove them, or give --on-bad-image skip to "
@@ -354,7 +355,7 @@ _SHOWN_own_images = 10
 
 
 @dataclass(frozen=True, eq=False)
-class OwnImages:
+class ImageDataset:
     """Files that can be decoded, by split ("train", and "validation" and "test" where there are such).
 
     `source` says in words where they are from; `fingerprint` is one of the content of what is trained and validated on.
@@ -367,7 +368,7 @@ class OwnImages:
     fingerprint: str
 
 
-def open_own(name: str, on_bad: OnBad, say: Callable[[str], None]) -> OwnImages:
+def open_image_dataset(name: str, on_bad: OnBad, log: Callable[[str], None]) -> ImageDataset:
     """Find the images to train on and decode each once.
 
     Args:
@@ -378,11 +379,11 @@ def open_own(name: str, on_bad: OnBad, say: Callable[[str], None]) -> OwnImages:
     Raises:
         UserError: there are none, they cannot be used, or `on_bad` is "stop" and something is wrong with one.
     """
-    checked = _scan(find_own(name), on_bad)
-    _report(checked, say)
+    checked = _scan(find_images(name), on_bad)
+    _report(checked, log)
     parts = [checked.fingerprints[split] for split in ("train", "validation") if split in checked.fingerprints]
     digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    return OwnImages(name, "own images", checked.kept["train"].class_names, checked.kept, digest)
+    return ImageDataset(name, "own images", checked.kept["train"].class_names, checked.kept, digest)
 
 
 def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[str] | None) -> ImageFiles:
@@ -393,13 +394,13 @@ def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[
     Args:
         name: "folder:PATH" or "list:…".
         named: whether the user named them for this evaluation, and not for the training.
-        on_bad: as in `open_own`.
+        on_bad: as in `open_image_dataset`.
         class_names: the model's classes, or None where nobody has written them down.
 
     Raises:
-        UserError: as in `open_own`, or there are no test images.
+        UserError: as in `open_image_dataset`, or there are no test images.
     """
-    splits = _as_trained(name, class_names) if on_bad == "skip" and not named else find_own(name, class_names)
+    splits = _as_trained(name, class_names) if on_bad == "skip" and not named else find_images(name, class_names)
     split = "train" if named and set(splits) == {"train"} else "test"
     if split not in splits:
         raise UserError(
@@ -416,9 +417,9 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     """The images that a model was trained on, without the classes that were left out for want of training images.
 
     Raises:
-        UserError: as in `open_own`, or the classes are no longer the model's.
+        UserError: as in `open_image_dataset`, or the classes are no longer the model's.
     """
-    splits = find_own(name)
+    splits = find_images(name)
     if class_names is None or splits["train"].class_names == tuple(class_names):
         return splits
     kept = _scan(splits, "skip").kept
@@ -430,19 +431,19 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     return kept
 
 
-def _scan(splits: dict[str, ImageFiles], on_bad: OnBad) -> Scan:
+def _scan(splits: dict[str, ImageFiles], on_bad: OnBad) -> CheckResult:
     """Decode each file once, and remember for the next time what came of it."""
     return scan(splits, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
 
 
-def _report(checked: Scan, say: Callable[[str], None]) -> None:
+def _report(checked: CheckResult, log: Callable[[str], None]) -> None:
     counts = ", ".join(f"{len(files)} for {split}" for split, files in checked.kept.items())
-    say(f"own images: {counts}; {len(checked.kept['train'].class_names)} classes")
+    log(f"own images: {counts}; {len(checked.kept['train'].class_names)} classes")
     if not checked.problems:
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in checked.counts().items())
-    say(f"left out or doubtful, by --on-bad-image skip: {len(checked.problems)} ({kinds})")
+    log(f"left out or doubtful, by --on-bad-image skip: {len(checked.problems)} ({kinds})")
     for problem in checked.problems[:_SHOWN_own_images]:
-        say(f"  {problem}")
+        log(f"  {problem}")
     if len(checked.problems) > _SHOWN_own_images:
-        say(f"  … and {len(checked.problems) - _SHOWN_own_images} more")
+        log(f"  … and {len(checked.problems) - _SHOWN_own_images} more")

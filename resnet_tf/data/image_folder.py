@@ -10,9 +10,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_tf.data.dataset import is_own
 from resnet_tf.data.image_io import SUFFIXES
-from resnet_tf.data.image_list import read_list
 from resnet_tf.errors import UserError, some
 
 
@@ -167,26 +165,3 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant the right to, or move it") from error
-
-
-_FORMS = "folder:PATH and list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
-
-
-def find_own(dataset: str, class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
-    """Find the images that folder:PATH or list:… stands for, by split, as `read_folder` and `read_list` do.
-
-    Raises:
-        UserError: the name has no such form, or what it names cannot be used.
-    """
-    kind, _, place = dataset.partition(":")
-    if not is_own(dataset) or not place.strip():
-        raise UserError(f"{dataset!r} names no images; the forms are {_FORMS}")
-    if kind == "folder":
-        return read_folder(place, class_names)
-    lists = [path.strip() for path in place.split(",")]
-    if len(lists) > 3 or not lists[0] or not lists[-1]:
-        raise UserError(
-            f"{dataset!r} names {len(lists)} lists, or an empty one; the form is {_FORMS.split(' and ')[1]}"
-        )
-    validation, test = (*lists[1:], "", "")[:2]
-    return read_list(lists[0], validation or None, test or None, class_names)

@@ -180,13 +180,13 @@ class UnreadableImageError(Exception):
     """A file is no image that can be decoded; the message says why in a few words."""
 
 
-def read_image(path: str | os.PathLike[str], channels: int = 3, least: int | None = None) -> Pixels:
+def read_image(path: str | os.PathLike[str], channels: int = 3, min_side: int | None = None) -> Pixels:
     """Decode an image file; see `decode_image` for the arguments and the pixels.
 
     Raises:
         UnreadableImageError: the file cannot be read, or what it holds cannot be decoded.
     """
-    return decode_image(read_bytes(path), channels, least)
+    return decode_image(read_bytes(path), channels, min_side)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -213,16 +213,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def decode_image(data: bytes, channels: int = 3, least: int | None = None) -> Pixels:
+def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) -> Pixels:
     """Decode an image file's content, by what it is and not by what it is called, turned as its EXIF data say.
 
-    16 bits become 8 (the high byte, within one level of exact scaling), grey becomes RGB with equal channels, CMYK
-    becomes RGB, an animation is its first picture. Transparency is dropped and the stored colours are kept, as other
+    16 bits become 8 (the high byte, within one level of exact scaling), gray becomes RGB with equal channels, CMYK
+    becomes RGB, an animation is its first picture. Transparency is dropped and the stored colors are kept, as other
     training libraries do, so that their weights see the pixels that they were trained on.
 
     Args:
         data: content of a file of any format that OpenCV reads.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         least: pixels that the shorter side needs at least. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size as
             far as that allows, which is faster and not quite what averaging the full picture gives. None decodes in
             full.
@@ -238,10 +238,10 @@ def decode_image(data: bytes, channels: int = 3, least: int | None = None) -> Pi
     # OpenCV's own limit is eight times as high, and could only be lowered before Keras imports it.
     if width * height > MAX_PIXELS:
         raise UnreadableImageError("too large")
-    # Some versions of OpenCV fill what is missing of a JPEG with grey and say nothing.
+    # Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
     if picture and not picture.whole:
         raise UnreadableImageError("truncated")
-    reduction = _reduction(min(width, height), least) if picture else 1
+    reduction = _reduction(min(width, height), min_side) if picture else 1
     how = _REDUCED.get((channels, reduction), _WHOLE[channels])
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
@@ -254,7 +254,7 @@ def decode_image(data: bytes, channels: int = 3, least: int | None = None) -> Pi
     return pixels
 
 
-def _reduction(side: int, least: int | None) -> int:
-    if least is None:
+def _reduction(side: int, min_side: int | None) -> int:
+    if min_side is None:
         return 1
-    return next((factor for factor in (8, 4, 2) if side // factor >= least), 1)
+    return next((factor for factor in (8, 4, 2) if side // factor >= min_side), 1)

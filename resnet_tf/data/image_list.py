@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.data.image_folder import ImageFiles, natural_order
+from resnet_tf.data.dataset import is_image_dataset
+from resnet_tf.data.image_folder import ImageFiles, natural_order, read_folder
 from resnet_tf.errors import UserError, some
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
@@ -160,3 +161,26 @@ def _columns(header: list[str]) -> tuple[int, int] | None:
     paths = [i for i, name in enumerate(names) if name in _PATH_COLUMNS]
     labels = [i for i, name in enumerate(names) if name in _LABEL_COLUMNS]
     return (paths[0], labels[0]) if paths and labels else None
+
+
+_FORMS = "folder:PATH and list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
+
+
+def find_images(dataset: str, class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
+    """Find the images that folder:PATH or list:… stands for, by split, as `read_folder` and `read_list` do.
+
+    Raises:
+        UserError: the name has no such form, or what it names cannot be used.
+    """
+    kind, _, place = dataset.partition(":")
+    if not is_image_dataset(dataset) or not place.strip():
+        raise UserError(f"{dataset!r} names no images; the forms are {_FORMS}")
+    if kind == "folder":
+        return read_folder(place, class_names)
+    lists = [path.strip() for path in place.split(",")]
+    if len(lists) > 3 or not lists[0] or not lists[-1]:
+        raise UserError(
+            f"{dataset!r} names {len(lists)} lists, or an empty one; the form is {_FORMS.split(' and ')[1]}"
+        )
+    validation, test = (*lists[1:], "", "")[:2]
+    return read_list(lists[0], validation or None, test or None, class_names)

@@ -13,8 +13,8 @@ Pixels = np.ndarray  # (height, width, channels) uint8
 
 
 @dataclass(frozen=True)
-class Framing:
-    """The centre of a picture whose shorter side was made `resize` pixels; or, with None, the whole of it, squashed.
+class ResizeCenterCrop:
+    """The center of a picture whose shorter side was made `resize` pixels; or, with None, the whole of it, squashed.
 
     `height` and `width` are what the network sees; with a `resize`, both are at most that.
     """
@@ -24,15 +24,15 @@ class Framing:
     width: int
 
 
-def frame(image: Pixels, framing: Framing) -> Pixels:
+def frame(image: Pixels, framing: ResizeCenterCrop) -> Pixels:
     """Cut and resize a picture as `framing` says; returns pixels (framing.height, framing.width, channels)."""
     if framing.resize is None:
         return resize(image, framing.height, framing.width)
-    return centre_crop(image, framing.resize, framing.height, framing.width)
+    return center_crop(image, framing.resize, framing.height, framing.width)
 
 
-def centre_crop(image: Pixels, shorter: int, height: int, width: int) -> Pixels:
-    """Resize the shorter side and cut out the centre, in the other order: what falls away is not resized first.
+def center_crop(image: Pixels, shorter: int, height: int, width: int) -> Pixels:
+    """Resize the shorter side and cut out the center, in the other order: what falls away is not resized first.
 
     A picture of any proportions thus takes no more memory than it has, and the same part of it is seen.
 
@@ -47,7 +47,7 @@ def centre_crop(image: Pixels, shorter: int, height: int, width: int) -> Pixels:
     """
     rows, columns, _ = image.shape
     zoom = max(shorter / min(rows, columns), height / rows, width / columns)
-    part = image[_centre(rows, height / zoom), _centre(columns, width / zoom)]
+    part = image[_center(rows, height / zoom), _center(columns, width / zoom)]
     return resize(part, height, width)
 
 
@@ -55,7 +55,7 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
     """Resize pixels (H, W, C) to (height, width, C); a picture of that size already is returned as it is.
 
     A picture that gets no larger either way is averaged over the pixels that fall together, as antialiasing readers
-    do; any other is interpolated linearly between pixel centres.
+    do; any other is interpolated linearly between pixel centers.
     """
     rows, columns, channels = image.shape
     if (rows, columns) == (height, width):
@@ -67,7 +67,7 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
     return resized.reshape(height, width, channels)
 
 
-def _centre(length: int, wanted: float) -> slice:
+def _center(length: int, wanted: float) -> slice:
     size = min(length, max(1, round(wanted)))
     start = (length - size) // 2
     return slice(start, start + size)
@@ -75,7 +75,7 @@ def _centre(length: int, wanted: float) -> slice:
 
 Box = tuple[int, int, int, int]
 
-# Tries at a box that fits before the largest centred one is taken.
+# Tries at a box that fits before the largest centered one is taken.
 BOX_TRIES = 10
 BOX_DRAWS = 2 * BOX_TRIES + 2
 
@@ -93,12 +93,12 @@ def random_box(
         ratio: least and greatest width / height, drawn evenly on a logarithmic scale.
 
     Returns:
-        Top, left, height and width in pixels. Where no try fits, the largest centred box of an allowed shape.
+        Top, left, height and width in pixels. Where no try fits, the largest centered box of an allowed shape.
     """
-    least, greatest = math.log(ratio[0]), math.log(ratio[1])
+    min_side, greatest = math.log(ratio[0]), math.log(ratio[1])
     for i in range(BOX_TRIES):
         area = height * width * (scale[0] + draws[2 * i] * (scale[1] - scale[0]))
-        shape = math.exp(least + draws[2 * i + 1] * (greatest - least))
+        shape = math.exp(min_side + draws[2 * i + 1] * (greatest - min_side))
         rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
             down, right = draws[-2:]
@@ -114,12 +114,12 @@ def crop(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
 
 
 def rotate(image: NDArray[np.uint8], degrees: float, height: int, width: int) -> NDArray[np.uint8]:
-    """Turn an image about its centre, counter-clockwise, and cut out the centre, (height, width, C).
+    """Turn an image about its center, counter-clockwise, and cut out the center, (height, width, C).
 
     Pixels are interpolated linearly; what comes from outside the image is black. Only what is cut out is computed.
     """
     rows, columns = image.shape[:2]
-    # Coordinates are of pixel centres, so the middle of n pixels is at (n − 1) / 2.
+    # Coordinates are of pixel centers, so the middle of n pixels is at (n − 1) / 2.
     turn = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
     turn[:, 2] -= (columns - width) / 2, (rows - height) / 2
     turned: np.ndarray = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR)
@@ -144,19 +144,19 @@ def brighten(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Move all levels away from the image's mean grey by a factor, or toward it by one below 1."""
+    """Move all levels away from the image's mean gray by a factor, or toward it by one below 1."""
     mean = float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
     return _mapped(image, mean + factor * (_LEVELS - mean))
 
 
 def saturate(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Move every pixel away from its own grey by a factor, or toward it by one below 1."""
-    saturated: np.ndarray = cv2.addWeighted(image, factor, grey(image), 1 - factor, 0)
+    """Move every pixel away from its own gray by a factor, or toward it by one below 1."""
+    saturated: np.ndarray = cv2.addWeighted(image, factor, gray(image), 1 - factor, 0)
     return saturated
 
 
-def turn_hue(image: NDArray[np.uint8], turns: float) -> NDArray[np.uint8]:
-    """Turn the hue of every pixel by a part of the colour circle, leaving its HSV saturation and value.
+def adjust_hue(image: NDArray[np.uint8], turns: float) -> NDArray[np.uint8]:
+    """Turn the hue of every pixel by a part of the color circle, leaving its HSV saturation and value.
 
     In float32: the 8-bit HSV of OpenCV has steps of hue and saturation that are seen in the result.
     """
@@ -167,7 +167,7 @@ def turn_hue(image: NDArray[np.uint8], turns: float) -> NDArray[np.uint8]:
     return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)
 
 
-def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Replace every pixel by its luma, 0.299 R + 0.587 G + 0.114 B, in three equal channels."""
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     equal: np.ndarray = cv2.merge((luma, luma, luma))

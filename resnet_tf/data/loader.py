@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import UnreadableImageError, read_image
-from resnet_tf.data.image_ops import Framing, frame
-from resnet_tf.data.transforms import Policy
+from resnet_tf.data.image_ops import ResizeCenterCrop, frame
+from resnet_tf.data.transforms import Transform
 from resnet_tf.errors import UserError
 
 # Not 0: numpy gives the keys [seed, 0, 0] and [seed] the same stream.
@@ -25,7 +25,7 @@ _DRAW_STREAM = 2
 Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Labelled images by index."""
 
     @property
@@ -69,12 +69,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch, _ORDER_STREAM]).permutation(count)
 
 
-def epoch_draws(policy: Policy, seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_draws(policy: Transform, seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the augmentation draws of an epoch; row i belongs to source image i."""
     return policy.draw(np.random.default_rng([seed, epoch, _DRAW_STREAM]), count)
 
 
-class Batches:
+class TrainLoader:
     """Shuffled, augmented batches of a source, each a pure function of its step.
 
     `steps_per_epoch` is N // B for N training images and batches of B: the rest of an epoch's order is dropped.
@@ -82,8 +82,8 @@ class Batches:
 
     def __init__(
         self,
-        source: Source,
-        policy: Policy,
+        source: DataSource,
+        policy: Transform,
         *,
         batch_size: int,
         seed: int,
@@ -123,7 +123,7 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return this process's images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
-        chosen, draws = self.choice(step)
+        chosen, draws = self.batch_indices(step)
         varied = (
             self._policy.apply(self._source.image(index), draw)
             for index, draw in zip(chosen.tolist(), draws, strict=True)
@@ -135,7 +135,7 @@ class Batches:
             images[row] = image
         return images, self._source.labels[chosen]
 
-    def choice(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
+    def batch_indices(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
         """Return which images this process takes in `step`, int64 (B,), and the policy's draws for them, (B, …)."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
@@ -163,7 +163,7 @@ class Batches:
 
 
 def _epoch_plan(
-    policy: Policy, seed: int, total: int, members: NDArray[np.int64], epoch: int
+    policy: Transform, seed: int, total: int, members: NDArray[np.int64], epoch: int
 ) -> tuple[NDArray[np.int64], np.ndarray]:
     # Draws cover the whole source, so that an image's draw does not depend on which others are trained on.
     return members[epoch_order(seed, epoch, len(members))], epoch_draws(policy, seed, epoch, total)
@@ -182,14 +182,14 @@ def _members(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
     return members.astype(np.int64)
 
 
-def _check_at_least(least: int, **numbers: int) -> None:
+def _check_at_least(min_side: int, **numbers: int) -> None:
     for name, number in numbers.items():
-        if number < least:
-            raise UserError(f"{name.replace('_', ' ')} is {number}; give {least} or more")
+        if number < min_side:
+            raise UserError(f"{name.replace('_', ' ')} is {number}; give {min_side} or more")
 
 
 def ordered_batches(
-    source: Source, indices: NDArray[np.int64], *, batch_size: int, workers: int = 1, ahead: int = 4
+    source: DataSource, indices: NDArray[np.int64], *, batch_size: int, workers: int = 1, ahead: int = 4
 ) -> Iterator[Batch]:
     """Yield images, uint8 (B, H, W, C), and labels, int32 (B,), in the order of `indices`; the last may be fewer.
 
@@ -215,7 +215,7 @@ def ordered_batches(
 
 
 def source_statistics(
-    source: Source, indices: NDArray[np.int64], workers: int = 1
+    source: DataSource, indices: NDArray[np.int64], workers: int = 1
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of the images at `indices`, in units of 0–255.
 
@@ -246,10 +246,10 @@ _PIXELS_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 500 * 32 * 32, 16, 500
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Subset:
     """The images of a source at `indices`, all of one shape, as a network is evaluated on them."""
 
-    source: Source
+    source: DataSource
     indices: NDArray[np.int64]
     workers: int = 1
 
@@ -271,24 +271,24 @@ class Part:
         return ordered_batches(
             self.source,
             self.indices,
-            batch_size=batch_size or images_at_once(self[0].shape),
+            batch_size=batch_size or eval_batch_size(self[0].shape),
             workers=self.workers,
         )
 
-    def share(self, index: int, count: int) -> "Part":
+    def share(self, index: int, count: int) -> "Subset":
         """Every `count`-th image from number `index` on; the shares of all indices are the whole."""
-        return Part(self.source, self.indices[index::count], self.workers)
+        return Subset(self.source, self.indices[index::count], self.workers)
 
-    def first(self, count: int) -> "Part":
+    def first(self, count: int) -> "Subset":
         """The first `count` images."""
-        return Part(self.source, self.indices[:count], self.workers)
+        return Subset(self.source, self.indices[:count], self.workers)
 
     def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """All images (N, H, W, C) and labels (N,) in memory."""
         return np.stack([self[position] for position in range(len(self))]), self.labels
 
 
-def images_at_once(shape: Sequence[int]) -> int:
+def eval_batch_size(shape: Sequence[int]) -> int:
     """How many images of a shape (H, W, C) a network is evaluated on at once."""
     return max(_LEAST_AT_ONCE, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (shape[0] * shape[1])))
 
@@ -296,11 +296,11 @@ def images_at_once(shape: Sequence[int]) -> int:
 class FileSource:
     """Image files, decoded whenever they are asked for; only paths and labels are in memory."""
 
-    def __init__(self, files: ImageFiles, least: int | None = None) -> None:
-        """Take the images of `files`; `least` is what `decode_image` says of it, None decodes in full."""
+    def __init__(self, files: ImageFiles, min_side: int | None = None) -> None:
+        """Take the images of `files`; `min_side` is what `decode_image` says of it, None decodes in full."""
         self.files = files
         self.labels: NDArray[np.int32] = files.labels
-        self._least = least
+        self._least = min_side
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -313,17 +313,17 @@ class FileSource:
         """
         path = self.files.paths[index]
         try:
-            return read_image(path, least=self._least)
+            return read_image(path, min_side=self._least)
         except UnreadableImageError as error:
             raise UserError(
                 f"{path} cannot be decoded ({error}), though it is among the images to use; mend it"
             ) from error
 
 
-class FramedSource:
+class ResizedSource:
     """The images of another source, all cut and resized to one size when they are asked for."""
 
-    def __init__(self, source: Source, framing: Framing) -> None:
+    def __init__(self, source: DataSource, framing: ResizeCenterCrop) -> None:
         """Show the images of `source` as `framing` says."""
         self.labels: NDArray[np.int32] = source.labels
         self._source, self._framing = source, framing

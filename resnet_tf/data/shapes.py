@@ -1,4 +1,4 @@
-"""The built-in data: ten classes of coloured shapes that OpenCV draws from a seed, so nothing need be fetched."""
+"""The built-in data: ten classes of colored shapes that OpenCV draws from a seed, so nothing need be fetched."""
 
 import numpy as np
 
@@ -22,10 +22,10 @@ def _regular(corners: int, inner: float = 1.0) -> np.ndarray:
     return np.stack([np.sin(angles) * radii, -np.cos(angles) * radii], axis=1)
 
 
-def _arc(radius: float, start: float, stop: float, centre: float = 0.0) -> np.ndarray:
-    """Points of an arc about (centre, 0), angles in degrees."""
+def _arc(radius: float, start: float, stop: float, center: float = 0.0) -> np.ndarray:
+    """Points of an arc about (center, 0), angles in degrees."""
     angles = np.radians(np.linspace(start, stop, 28))
-    return np.stack([centre + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+    return np.stack([center + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
 def _heart() -> np.ndarray:
@@ -48,7 +48,7 @@ _OUTLINES: dict[str, list[np.ndarray]] = {
     "star": [_regular(10, inner=0.42)],
     "cross": [np.array(_CROSS) / 3],
     "ring": [_arc(0.95, 0, 360), _arc(0.5, 0, 360)],
-    "crescent": [np.concatenate([_arc(1.0, 50, 310), _arc(0.84, 294, 66, centre=0.3)])[:, ::-1]],
+    "crescent": [np.concatenate([_arc(1.0, 50, 310), _arc(0.84, 294, 66, center=0.3)])[:, ::-1]],
     "arrow": [np.array(_ARROW)],
     "hourglass": [np.array(_HOURGLASS)],
     "heart": [_heart()],
@@ -81,7 +81,7 @@ def _draw_split(seed: int, stream: int, size: int) -> Split:
 
 def _draw_image(rng: np.random.Generator, outline: list[np.ndarray]) -> np.ndarray:
     """One (32, 32, 3) uint8 image: a textured shape on a textured ground, partly covered, with pixel noise."""
-    ground, paint = _two_colours(rng)
+    ground, paint = _two_colors(rng)
     image = _texture(rng, ground)
     image = _blend(image, _texture(rng, paint), _shape_mask(rng, outline))
     image = _blend(image, _texture(rng, rng.uniform(0, 255, 3)), _cover_mask(rng))
@@ -89,7 +89,7 @@ def _draw_image(rng: np.random.Generator, outline: list[np.ndarray]) -> np.ndarr
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Ground and paint from one distribution, so that neither says anything of the class, but told apart."""
     while True:
         ground, paint = rng.uniform(0, 255, (2, 3))
@@ -97,28 +97,28 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return ground, paint
 
 
-def _texture(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+def _texture(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
     cells = int(rng.integers(3, 9))
     blotches = rng.normal(0, 20, (cells, cells, 3)).astype(np.float32)
-    return cv2.resize(blotches, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) + colour.astype(np.float32)
+    return cv2.resize(blotches, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) + color.astype(np.float32)
 
 
 def _shape_mask(rng: np.random.Generator, outline: list[np.ndarray]) -> np.ndarray:
     """The outline at a random place, size, angle and slight stretch, as (32, 32, 1) float32 coverage."""
     radius = rng.uniform(9.0, 13.5)
     reach = SIZE / 2 - radius
-    centre = SIZE / 2 + rng.uniform(-reach, reach, 2)
+    center = SIZE / 2 + rng.uniform(-reach, reach, 2)
     angle = np.radians(rng.uniform(-_TURN, _TURN))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stretch = radius * np.array([1.0, rng.uniform(0.85, 1.0)])
-    points = [((contour * stretch) @ turn + centre) * _FINE for contour in outline]
+    points = [((contour * stretch) @ turn + center) * _FINE for contour in outline]
     return _coverage([np.rint(contour).astype(np.int32) for contour in points])
 
 
 def _cover_mask(rng: np.random.Generator) -> np.ndarray:
     """A thin bar anywhere in the image, as (32, 32, 1) float32 coverage."""
-    centre = rng.uniform(4, SIZE - 4, 2)
-    box = (tuple(centre * _FINE), tuple(rng.uniform((1.5, 6), (4, 14)) * _FINE), float(rng.uniform(0, 180)))
+    center = rng.uniform(4, SIZE - 4, 2)
+    box = (tuple(center * _FINE), tuple(rng.uniform((1.5, 6), (4, 14)) * _FINE), float(rng.uniform(0, 180)))
     return _coverage([np.rint(cv2.boxPoints(box)).astype(np.int32)])
 
 

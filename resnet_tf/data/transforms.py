@@ -10,9 +10,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.data import image_ops as colour
+from resnet_tf.data import image_ops as color
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_ops import BOX_DRAWS, Framing, crop, flip, frame, random_box, resize, rotate
+from resnet_tf.data.image_ops import BOX_DRAWS, ResizeCenterCrop, crop, flip, frame, random_box, resize, rotate
 from resnet_tf.errors import UserError
 
 _BORDERS = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
@@ -20,7 +20,7 @@ _FLIP_LEFT_RIGHT = 1
 _CHANNELS_OF_A_SCALAR = 4
 
 
-class Policy(Protocol):
+class Transform(Protocol):
     """How training images are varied: `draw` for an epoch at once, then `apply` to each image."""
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -32,7 +32,7 @@ class Policy(Protocol):
         ...
 
 
-class NoAugmentation:
+class NoTransform:
     """Every image as it is."""
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -48,7 +48,7 @@ class NoAugmentation:
 class PadCropFlip:
     """The papers' CIFAR augmentation: pad each side, crop the old size anywhere, mirror half of the images.
 
-    `pad` is in pixels. `fill` is the pad colour of mode "constant": a value (0–255) per channel, or values
+    `pad` is in pixels. `fill` is the pad color of mode "constant": a value (0–255) per channel, or values
     that are all equal, which suit any number of channels. Mode "reflect" mirrors without repeating the edge.
     """
 
@@ -103,35 +103,35 @@ class PadCropFlip:
 
 
 def mean_fill(mean: Sequence[float]) -> tuple[int, ...]:
-    """Round a per-channel mean (pixel units, 0–255) to the pad colour that normalises to almost zero."""
+    """Round a per-channel mean (pixel units, 0–255) to the pad color that normalizes to almost zero."""
     return tuple(round(float(value)) for value in mean)
 
 
 POLICIES = ("cifar", "imagenet", "strong", "none")
 
-OwnFunction = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
+CustomFunction = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class TransformPair:
     """What belongs together: a policy for training, the framing for evaluation, and what training needs of a file.
 
-    `least` is for `FileSource`: pixels that the shorter side of a training image needs at least, None for all it has.
+    `min_side` is for `FileSource`: smallest side in pixels a training image is decoded to, None for full size.
     Evaluation always decodes in full.
     """
 
-    policy: Policy
-    framing: Framing
-    least: int | None = None
+    policy: Transform
+    framing: ResizeCenterCrop
+    min_side: int | None = None
 
 
-def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None) -> Augmentation:
+def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None) -> TransformPair:
     """Make one of the augmentations `POLICIES` for images of `size` × `size` pixels.
 
-    cifar: shorter side to `size`, centre, then `pad_crop_flip`, by default with a pad of `size` / 8. Evaluation
+    cifar: shorter side to `size`, center, then `pad_crop_flip`, by default with a pad of `size` / 8. Evaluation
     without the latter.
-    imagenet: `RandomCropFlip`. Evaluation with the shorter side at 256/224 of `size`, of that the centre.
-    strong: `Strong`. Evaluation by squashing.
+    imagenet: `RandomCropFlip`. Evaluation with the shorter side at 256/224 of `size`, of that the center.
+    strong: `StrongAugment`. Evaluation by squashing.
     none: training and evaluation as the evaluation of cifar.
 
     Raises:
@@ -139,34 +139,34 @@ def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None)
     """
     if size < 1:
         raise UserError(f"the input size {size} makes no sense; give 1 pixel or more")
-    whole = Framing(size, size, size)
+    whole = ResizeCenterCrop(size, size, size)
     if name == "cifar":
-        return Augmentation(Framed(whole, pad_crop_flip or PadCropFlip(pad=size // 8)), whole)
+        return TransformPair(ResizedTransform(whole, pad_crop_flip or PadCropFlip(pad=size // 8)), whole)
     if name == "imagenet":
         random_crop = RandomCropFlip(size)
-        return Augmentation(random_crop, Framing(round(size * 256 / 224), size, size), random_crop.least)
+        return TransformPair(random_crop, ResizeCenterCrop(round(size * 256 / 224), size, size), random_crop.min_side)
     if name == "strong":
-        strong = Strong(size)
-        return Augmentation(strong, Framing(None, size, size), 2 * strong.squashed)
+        strong = StrongAugment(size)
+        return TransformPair(strong, ResizeCenterCrop(None, size, size), 2 * strong.squashed)
     if name == "none":
-        return Augmentation(Framed(whole, NoAugmentation()), whole)
+        return TransformPair(ResizedTransform(whole, NoTransform()), whole)
     raise UserError(f"the augmentation {name!r} is not known; choose one of {', '.join(POLICIES)}")
 
 
-def own_augmentation(function: OwnFunction, size: int, framing_of: str = "none") -> Augmentation:
-    """Make an augmentation of a user's function; see `OwnPolicy`. Evaluation frames as one of `POLICIES` does.
+def custom_transforms(function: CustomFunction, size: int, framing_of: str = "none") -> TransformPair:
+    """Make an augmentation of a user's function; see `CustomTransform`. Evaluation frames as one of `POLICIES` does.
 
     Raises UserError when the size is below 1.
     """
-    return Augmentation(OwnPolicy(function, size), augmentation(framing_of, size).framing)
+    return TransformPair(CustomTransform(function, size), augmentation(framing_of, size).framing)
 
 
 @dataclass(frozen=True)
-class Framed:
+class ResizedTransform:
     """Another policy on images that are framed first, so that all of them have one shape."""
 
-    framing: Framing
-    policy: Policy
+    framing: ResizeCenterCrop
+    policy: Transform
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw what the other policy draws."""
@@ -189,7 +189,7 @@ class RandomCropFlip:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     @property
-    def least(self) -> int:
+    def min_side(self) -> int:
         """Pixels of an image's shorter side from which on the smallest box need not be enlarged."""
         return math.ceil(self.size / math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1])))
 
@@ -205,13 +205,13 @@ class RandomCropFlip:
 
 
 @dataclass(frozen=True)
-class Strong:
+class StrongAugment:
     """The strong augmentation of the transfer-learning tutorials, for RGB images.
 
-    The image is squashed to 300/256 of `size` both ways, turned by up to `degrees` either way, cut to its centre of
+    The image is squashed to 300/256 of `size` both ways, turned by up to `degrees` either way, cut to its center of
     `size` × `size`, mirrored either way with probability ½, changed in brightness, contrast, saturation and hue in
-    random order, and made grey with probability `grey`. `brightness`, `contrast` and `saturation` are the largest
-    departures of a factor from 1; `hue` is the largest turn as a part of the colour circle.
+    random order, and made gray with probability `gray`. `brightness`, `contrast` and `saturation` are the largest
+    departures of a factor from 1; `hue` is the largest turn as a part of the color circle.
     """
 
     size: int
@@ -220,32 +220,32 @@ class Strong:
     contrast: float = 0.1
     saturation: float = 0.1
     hue: float = 0.1
-    grey: float = 0.1
+    gray: float = 0.1
 
     @property
     def squashed(self) -> int:
-        """Pixels of either side before the centre is cut out."""
+        """Pixels of either side before the center is cut out."""
         return round(self.size * 300 / 256)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw angle, flips, four changes of colour, their order and greyness, float32 (count, 9) in [0, 1)."""
+        """Draw angle, flips, four changes of color, their order and grayness, float32 (count, 9) in [0, 1)."""
         return rng.random((count, 9), np.float32)
 
     def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
         """Vary an image (H, W, 3) to (size, size, 3)."""
-        angle, left_right, upside_down, *changes, order, greyness = draw.tolist()
+        angle, left_right, upside_down, *changes, order, grayness = draw.tolist()
         image = resize(image, self.squashed, self.squashed)
         image = rotate(image, self.degrees * (2 * angle - 1), self.size, self.size)
         image = flip(image, left_right < 0.5, upside_down < 0.5)
         image = self._jitter(image, changes, order)
-        return colour.grey(image) if greyness < self.grey else image
+        return color.gray(image) if grayness < self.gray else image
 
     def _jitter(self, image: NDArray[np.uint8], changes: list[float], order: float) -> NDArray[np.uint8]:
         operations = (
-            (colour.brighten, self.brightness, 1),
-            (colour.contrast, self.contrast, 1),
-            (colour.saturate, self.saturation, 1),
-            (colour.turn_hue, self.hue, 0),
+            (color.brighten, self.brightness, 1),
+            (color.contrast, self.contrast, 1),
+            (color.saturate, self.saturation, 1),
+            (color.adjust_hue, self.hue, 0),
         )
         for i in _ORDERS[int(order * len(_ORDERS))]:
             operation, reach, neutral = operations[i]
@@ -256,14 +256,14 @@ class Strong:
 _ORDERS = tuple(itertools.permutations(range(4)))
 
 
-class OwnPolicy:
+class CustomTransform:
     """A user's function of an image and a random generator, which is keyed by (seed, epoch, image).
 
     The image is uint8 (H, W, C) as it was read, of any size, and cannot be changed in place; the function returns uint8
     (size, size, C). It must draw from the generator alone.
     """
 
-    def __init__(self, function: OwnFunction, size: int) -> None:
+    def __init__(self, function: CustomFunction, size: int) -> None:
         """Wrap `function`, which makes images of `size` × `size` pixels."""
         self._function, self._size = function, size
 

@@ -19,7 +19,7 @@ NormLayer = Callable[[str, str], keras.layers.Layer]
 
 
 def batch_norm(name: str, gamma_initializer: str = "ones") -> keras.layers.Layer:
-    """Batch normalisation with the constants of the authors' code (momentum 0.9, epsilon 1e-5)."""
+    """Batch normalization with the constants of the authors' code (momentum 0.9, epsilon 1e-5)."""
     return layers.BatchNormalization(
         axis=-1, momentum=0.9, epsilon=1e-5, gamma_initializer=gamma_initializer, name=name
     )
@@ -54,7 +54,7 @@ def conv(
         stride: 1 keeps height and width, 2 gives ceil(height / 2) x ceil(width / 2).
         dilation: spacing of the kernel's taps.
         groups: groups of a grouped convolution.
-        use_bias: whether to add a bias, superfluous before a batch normalisation.
+        use_bias: whether to add a bias, superfluous before a batch normalization.
         name: name of the convolution; `{name}_pad` and `{name}_stride` are the layers that may go with it.
 
     Returns:
@@ -121,7 +121,7 @@ def _shortcut(
     """The path around the unit, decided by the channels and the stride (1512.03385, options A, B and C).
 
     `preactivated` is None in the original unit. A projection of a pre-activation unit takes the
-    activated tensor and has no normalisation of its own (1603.05027, appendix).
+    activated tensor and has no normalization of its own (1603.05027, appendix).
     """
     if kind == "none":
         return None
@@ -227,7 +227,7 @@ def residual_block(
             version 1 has none and ignores it.
         dilation: dilation of the two convolutions.
         zero_init: start the last gamma of a version 1 unit at zero, so that the unit starts as its shortcut.
-        norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalisation.
+        norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalization.
         use_bias: give the convolutions a bias.
         name: prefix of the layers' names; None takes a distinct automatic one.
 

@@ -8,7 +8,7 @@ import keras
 from resnet_tf.models.blocks import SHORTCUTS, batch_norm, bottleneck_block, check_choice, conv, relu, residual_block
 from resnet_tf.models.layers import POOLINGS, head, model_input
 from resnet_tf.models.registry import default_shortcut, open_weights
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 STAGE_FILTERS = (16, 32, 64)
 LAYERS_PER_UNIT = {"basic": 2, "bottleneck": 3}
@@ -67,7 +67,7 @@ def cifar_resnet(
         pooling: without top: None (feature map), "avg" or "max" (features).
         classifier_activation: None for logits, "softmax" for probabilities.
         mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
-            None takes what the weights were trained with, or no normalisation without weights.
+            None takes what the weights were trained with, or no normalization without weights.
         std: per-channel standard deviation in 0-255 units; goes with `mean`.
         name: name of the model; None composes one.
 
@@ -91,7 +91,7 @@ def cifar_resnet(
     check_choice("shortcut", shortcut, SHORTCUTS)
     if width < 1 or classes < 1:
         raise ValueError(f"width and classes must be at least 1, not {width} and {classes}")
-    with room_for_depth(depth):
+    with recursion_limit(depth):
         inputs, x = model_input(input_shape, 8, mean, std)
         x = conv(x, STAGE_FILTERS[0], 3, use_bias=use_bias, name="stem_conv")
         if version == 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 
 def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) -> keras.Model:
@@ -18,8 +18,8 @@ def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) 
 
     Returns:
         A `keras.Model` with a list of outputs (batch, height, width, channels), one per stage. Those of
-        version 1 come after a ReLU; those of version 2 are sums before the next normalisation, and
-        `model.get_layer("head_relu").output` is the normalised form of the last one.
+        version 1 come after a ReLU; those of version 2 are sums before the next normalization, and
+        `model.get_layer("head_relu").output` is the normalized form of the last one.
 
     Raises:
         ValueError: the network does not have one of the stages, or none were asked for.
@@ -31,7 +31,7 @@ def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) 
             f"stages={tuple(stages)} does not fit {model.name}; allowed: one or more of "
             f"{', '.join(map(str, sorted(outputs))) or 'none, it has no layers named stage…'}"
         )
-    with room_for_depth(len(model.layers)):
+    with recursion_limit(len(model.layers)):
         maps = [model.get_layer(outputs[stage]).output for stage in stages]
         return keras.Model(model.input, maps, name=f"{model.name}_features")
 

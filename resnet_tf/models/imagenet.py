@@ -18,7 +18,7 @@ from resnet_tf.models.blocks import (
 )
 from resnet_tf.models.layers import POOLINGS, head, model_input
 from resnet_tf.models.registry import open_weights, published_network
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 STEM_FILTERS = 64
 STAGE_FILTERS = (64, 128, 256, 512)
@@ -73,10 +73,10 @@ def imagenet_resnet(
         replace_stride_with_dilation: for stages 3, 4 and 5, whether to keep the resolution and
             spread the kernels instead; the features are those of the strided network, and those between them.
         zero_init_residual: start every unit of version 1 as its shortcut (1706.02677).
-        norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalisation.
+        norm_layer: callable (name, gamma_initializer) -> layer in place of batch normalization.
         stride_on: "3x3" (fb.resnet.torch, torchvision) or "1x1" (the paper's own code).
         mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
-            None takes what the weights were trained with, or no normalisation without weights.
+            None takes what the weights were trained with, or no normalization without weights.
         std: per-channel standard deviation in 0-255 units; goes with `mean`.
         name: name of the model; None composes one.
 
@@ -99,7 +99,7 @@ def imagenet_resnet(
     opened = None if weights is None else open_weights(weights, network)
     if opened is not None and mean is None and std is None:
         mean, std = opened.mean, opened.std
-    with room_for_depth(depth):
+    with recursion_limit(depth):
         inputs, x = model_input(input_shape, 32, mean, std)
         x = _stem(x, norm)
         if block == BASIC:

@@ -1,4 +1,4 @@
-"""Both ends of every network: the input with its normalisation, and the classifier."""
+"""Both ends of every network: the input with its normalization, and the classifier."""
 
 from collections.abc import Sequence
 from typing import Any

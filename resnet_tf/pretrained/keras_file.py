@@ -11,9 +11,9 @@ import numpy as np
 
 from resnet_tf.errors import UserError, some
 from resnet_tf.pretrained.download import published_file
-from resnet_tf.pretrained.torch_file import Tensors, naming, read_checkpoint
-from resnet_tf.pretrained.torch_mapping import HEADS, Source, fill_model, has_projections, source_of
-from resnet_tf.process import room_for_depth
+from resnet_tf.pretrained.torch_file import Tensors, prefix_errors, read_checkpoint
+from resnet_tf.pretrained.torch_mapping import HEADS, CheckpointFormat, detect_format, fill_model, has_projections
+from resnet_tf.process import recursion_limit
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 Channels = tuple[float, ...] | None
@@ -22,7 +22,7 @@ Channels = tuple[float, ...] | None
 class Weights(Protocol):
     """Weights that were found, with what the network must be built like to take them.
 
-    `mean` and `std` (0-255 units) normalise the pixels that the weights expect, `shortcut` is that of a CIFAR
+    `mean` and `std` (0-255 units) normalize the pixels that the weights expect, `shortcut` is that of a CIFAR
     network; each is None where the file does not say.
     """
 
@@ -69,21 +69,21 @@ class TorchWeights:
     """A PyTorch checkpoint of a known source."""
 
     tensors: Tensors
-    source: Source
+    source: CheckpointFormat
 
     def __init__(self, path: Path) -> None:
         """Read names and shapes; the values stay in the file."""
         self.path = path
         self.tensors = read_checkpoint(path)
-        with naming(path):
-            self.source = source_of(self.tensors)
+        with prefix_errors(path):
+            self.source = detect_format(self.tensors)
         self.mean: Channels = self.source.mean
         self.std: Channels = self.source.std
         self.shortcut: str | None = "projection" if has_projections(self.tensors, self.source) else "identity"
 
     def fill(self, model: keras.Model, new_head: bool = False) -> None:
         """Fill a model, all of it or all but its head."""
-        with naming(self.path):
+        with prefix_errors(self.path):
             fill_model(model, self.tensors, self.source, new_head=new_head)
 
 
@@ -95,7 +95,7 @@ class KerasModelWeights:
     def __init__(self, path: Path) -> None:
         """Load the model, and see what it subtracts and divides by."""
         self.path = path
-        with naming(path), room_for_depth(1000):
+        with prefix_errors(path), recursion_limit(1000):
             self.model = keras.models.load_model(path, compile=False)
         self.mean: Channels = None
         self.std: Channels = None
@@ -162,7 +162,7 @@ class KerasWeights:
     def fill(self, model: keras.Model, new_head: bool = False) -> None:
         """Fill a model of the same layers, where `new_head` says so with another number of classes."""
         # Keras passes over what it finds no use for, and only warns of what it does not find.
-        with naming(self.path), h5py.File(self.path) as file:
+        with prefix_errors(self.path), h5py.File(self.path) as file:
             theirs = Counter(_shapes(file))
         ours = Counter(tuple(variable.shape) for variable in model.variables)
         heads = [variable for variable in model.variables if new_head and variable.path.partition("/")[0] in HEADS]
@@ -173,7 +173,7 @@ class KerasWeights:
             )
         before = [variable.numpy() for variable in heads]
         try:
-            with room_for_depth(len(model.layers)), warnings.catch_warnings():
+            with recursion_limit(len(model.layers)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the head that is passed over
                 model.load_weights(self.path, skip_mismatch=bool(heads))
         except Exception as error:  # Keras raises whatever its readers raise on a damaged file

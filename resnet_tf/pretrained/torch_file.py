@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from resnet_tf.errors import UserError, need
+from resnet_tf.errors import UserError, optional_import
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class LazyTensor:
     """Shape of a tensor, and a function that reads its values as float32."""
 
     shape: tuple[int, ...]
@@ -173,7 +173,7 @@ ReadStorage = Callable[[Storage], np.ndarray]
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save wrote, with a `StoredTensor` for each tensor, and nothing in it run.
+    """What torch.save wrote, with a `LazyTensor` for each tensor, and nothing in it run.
 
     Args:
         path: a file of torch.save, zip archive or older stream, of any byte order.
@@ -184,7 +184,7 @@ def read_torch_file(path: Path) -> Any:
     Raises:
         UserError: the file is damaged, or holds something other than tensors and plain containers.
     """
-    with naming(path):
+    with prefix_errors(path):
         with open(path, "rb") as file:
             head = file.read(4)
         if head[:2] == b"PK":
@@ -197,7 +197,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def prefix_errors(path: Path) -> Iterator[None]:
     """Put the file's name before what is wrong with it."""
     try:
         yield
@@ -297,13 +297,13 @@ def _storages(value: Any) -> Iterator[Storage]:
             yield from _storages(item)
 
 
-def _tensor_reader(path: Path, read: ReadStorage) -> Callable[[Strided], StoredTensor]:
+def _tensor_reader(path: Path, read: ReadStorage) -> Callable[[Strided], LazyTensor]:
     # Several tensors may share a storage and then follow one another; more than the last one would fill the memory.
     read_once = functools.lru_cache(maxsize=1)(read)
 
-    def tensor(description: Strided) -> StoredTensor:
+    def tensor(description: Strided) -> LazyTensor:
         def values() -> np.ndarray:
-            with naming(path):
+            with prefix_errors(path):
                 numbers = read_once(description.storage)
             window = np.lib.stride_tricks.as_strided(
                 numbers[description.offset :],
@@ -313,12 +313,12 @@ def _tensor_reader(path: Path, read: ReadStorage) -> Callable[[Strided], StoredT
             )
             return as_float32(window, bfloat16=description.storage.kind == "BFloat16Storage")
 
-        return StoredTensor(description.shape, values)
+        return LazyTensor(description.shape, values)
 
     return tensor
 
 
-def _with_tensors(value: Any, tensor: Callable[[Strided], StoredTensor]) -> Any:
+def _with_tensors(value: Any, tensor: Callable[[Strided], LazyTensor]) -> Any:
     """A copy of the outer containers, dictionaries in dictionaries, whose tensors can be read."""
     if isinstance(value, Strided):
         return tensor(value)
@@ -331,7 +331,7 @@ def _with_tensors(value: Any, tensor: Callable[[Strided], StoredTensor]) -> Any:
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "model.")
 
-Tensors = dict[str, StoredTensor]
+Tensors = dict[str, LazyTensor]
 
 
 def read_checkpoint(path: Path) -> Tensors:
@@ -359,7 +359,7 @@ def read_checkpoint(path: Path) -> Tensors:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(item, StoredTensor) for item in value.values())
+    return isinstance(value, dict) and bool(value) and all(isinstance(item, LazyTensor) for item in value.values())
 
 
 def _describe(value: Any) -> str:
@@ -368,7 +368,7 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> Tensors:
+def _without_prefixes(tensors: Mapping[str, LazyTensor]) -> Tensors:
     stripped = dict(tensors)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in stripped):
@@ -377,15 +377,15 @@ def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> Tensors:
 
 
 def _read_safetensors(path: Path) -> Tensors:
-    safe_open = need("safetensors", "weights").safe_open
-    with naming(path):
+    safe_open = optional_import("safetensors", "weights").safe_open
+    with prefix_errors(path):
         file = safe_open(path, framework="numpy")
         return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
-def _stored(path: Path, file: Any, name: str) -> StoredTensor:
+def _stored(path: Path, file: Any, name: str) -> LazyTensor:
     def values() -> Any:
-        with naming(path):
+        with prefix_errors(path):
             return as_float32(file.get_tensor(name))
 
-    return StoredTensor(tuple(file.get_slice(name).get_shape()), values)
+    return LazyTensor(tuple(file.get_slice(name).get_shape()), values)

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, some
-from resnet_tf.pretrained.torch_file import StoredTensor
+from resnet_tf.pretrained.torch_file import LazyTensor
 
 Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointFormat:
     """A family of published checkpoints.
 
     `first_stage` is our number of the stage that they call layer1; `shortcut` and `head` are their names of the
@@ -43,11 +43,13 @@ _IMAGENET_MEAN = _pixels(0.485, 0.456, 0.406)
 _IMAGENET_STD = _pixels(0.229, 0.224, 0.225)
 
 # timm's resnet*.tv_in1k carry torchvision's weights under torchvision's names.
-TORCHVISION = Source("torchvision", 2, "downsample", "fc", "imagenet", _IMAGENET_MEAN, _IMAGENET_STD, 256, 224)
-# akamaster/pytorch_resnet_cifar10 normalises CIFAR-10 with ImageNet's constants (trainer.py).
-AKAMASTER = Source("akamaster", 1, "shortcut", "linear", "cifar10", _IMAGENET_MEAN, _IMAGENET_STD, 32, 32)
+TORCHVISION = CheckpointFormat(
+    "torchvision", 2, "downsample", "fc", "imagenet", _IMAGENET_MEAN, _IMAGENET_STD, 256, 224
+)
+# akamaster/pytorch_resnet_cifar10 normalizes CIFAR-10 with ImageNet's constants (trainer.py).
+AKAMASTER = CheckpointFormat("akamaster", 1, "shortcut", "linear", "cifar10", _IMAGENET_MEAN, _IMAGENET_STD, 32, 32)
 # chenyaofo/pytorch-cifar-models; its standard deviations are means over single images, and its networks expect them.
-CHENYAOFO_10 = Source(
+CHENYAOFO_10 = CheckpointFormat(
     "chenyaofo",
     1,
     "downsample",
@@ -58,7 +60,7 @@ CHENYAOFO_10 = Source(
     32,
     32,
 )
-CHENYAOFO_100 = Source(
+CHENYAOFO_100 = CheckpointFormat(
     "chenyaofo",
     1,
     "downsample",
@@ -71,7 +73,7 @@ CHENYAOFO_100 = Source(
 )
 
 
-def source_of(tensors: Mapping[str, StoredTensor]) -> Source:
+def detect_format(tensors: Mapping[str, LazyTensor]) -> CheckpointFormat:
     """Tell from the tensors' names whose network it is.
 
     Raises:
@@ -90,9 +92,9 @@ def source_of(tensors: Mapping[str, StoredTensor]) -> Source:
     )
 
 
-def has_projections(tensors: Mapping[str, StoredTensor], source: Source) -> bool:
+def has_projections(tensors: Mapping[str, LazyTensor], format: CheckpointFormat) -> bool:
     """Whether the network's shortcuts have weights (option B)."""
-    return any(f".{source.shortcut}." in name for name in tensors)
+    return any(f".{format.shortcut}." in name for name in tensors)
 
 
 HEADS = ("head_logits", "head_predictions")
@@ -110,7 +112,7 @@ _LAYOUTS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
 def fill_model(
-    model: keras.Model, tensors: Mapping[str, StoredTensor], source: Source, *, new_head: bool = False
+    model: keras.Model, tensors: Mapping[str, LazyTensor], format: CheckpointFormat, *, new_head: bool = False
 ) -> None:
     """Give every variable of a model its value from a checkpoint; check everything before anything is changed.
 
@@ -123,59 +125,59 @@ def fill_model(
     Raises:
         UserError: a tensor is missing, left over or of another shape. The message goes on from a file's name.
     """
-    _check_family(model, source)
+    _check_family(model, format)
     head_stays = new_head or not any(layer.name in HEADS for layer in model.layers)
-    variables = _variables_by_torch_name(model, source)
-    wanted = {name: variable for name, variable in variables.items() if not (head_stays and _in_head(name, source))}
+    variables = _variables_by_torch_name(model, format)
+    wanted = {name: variable for name, variable in variables.items() if not (head_stays and _in_head(name, format))}
     present = {
         name: tensor
         for name, tensor in tensors.items()
-        if not name.endswith(".num_batches_tracked") and not (head_stays and _in_head(name, source))
+        if not name.endswith(".num_batches_tracked") and not (head_stays and _in_head(name, format))
     }
-    _check_fit(wanted, present, source)
+    _check_fit(wanted, present, format)
     for name, variable in wanted.items():
         variable.assign(np.transpose(present[name].read(), _LAYOUTS[len(variable.shape)]))
 
 
-def _check_family(model: keras.Model, source: Source) -> None:
+def _check_family(model: keras.Model, format: CheckpointFormat) -> None:
     stages = {int(found[1]) for layer in model.layers if (found := re.match(r"stage(\d+)_", layer.name))}
-    if min(stages, default=0) != source.first_stage:
-        theirs, ours = ("CIFAR", "an ImageNet") if source.first_stage == 1 else ("ImageNet", "a CIFAR")
+    if min(stages, default=0) != format.first_stage:
+        theirs, ours = ("CIFAR", "an ImageNet") if format.first_stage == 1 else ("ImageNet", "a CIFAR")
         raise UserError(
-            f"it holds {source.name}'s weights of {theirs} networks, and {model.name} is {ours} network; "
+            f"it holds {format.name}'s weights of {theirs} networks, and {model.name} is {ours} network; "
             f"name the network that it was made for"
         )
 
 
-def _in_head(name: str, source: Source) -> bool:
-    return name.startswith(f"{source.head}.")
+def _in_head(name: str, format: CheckpointFormat) -> bool:
+    return name.startswith(f"{format.head}.")
 
 
-def _variables_by_torch_name(model: keras.Model, source: Source) -> dict[str, Any]:
+def _variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> dict[str, Any]:
     return {
-        f"{_torch_layer(layer.name, source)}.{_SUFFIXES.get(variable.name, variable.name)}": variable
+        f"{_torch_layer(layer.name, format)}.{_SUFFIXES.get(variable.name, variable.name)}": variable
         for layer in model.layers
         for variable in layer.variables
     }
 
 
-def _torch_layer(name: str, source: Source) -> str:
+def _torch_layer(name: str, format: CheckpointFormat) -> str:
     """The source's name of a layer of ours."""
     if name in HEADS:
-        return source.head
+        return format.head
     stem = re.fullmatch(r"stem_(conv|bn)", name)
     if stem:
         return f"{stem[1]}1"
     unit = re.fullmatch(r"stage(\d+)_block(\d+)_(?:(conv\d|bn\d)|shortcut_(conv|bn))", name)
     if unit is None:
         raise UserError(
-            f"the layer {name} has no counterpart among {source.name}'s, whose networks are of version 1; build that"
+            f"the layer {name} has no counterpart among {format.name}'s, whose networks are of version 1; build that"
         )
-    place = f"layer{int(unit[1]) - source.first_stage + 1}.{int(unit[2]) - 1}"
-    return f"{place}.{unit[3] or source.shortcut + ('.0' if unit[4] == 'conv' else '.1')}"
+    place = f"layer{int(unit[1]) - format.first_stage + 1}.{int(unit[2]) - 1}"
+    return f"{place}.{unit[3] or format.shortcut + ('.0' if unit[4] == 'conv' else '.1')}"
 
 
-def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, StoredTensor], source: Source) -> None:
+def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, LazyTensor], format: CheckpointFormat) -> None:
     missing = [name for name in wanted if name not in present]
     left_over = [name for name in present if name not in wanted]
     misshapen = {
@@ -183,8 +185,8 @@ def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, StoredTensor], s
         for name, variable in wanted.items()
         if name in present and present[name].shape != _torch_shape(variable)
     }
-    if not missing and not left_over and misshapen and all(_in_head(name, source) for name in misshapen):
-        theirs, ours = misshapen.get(f"{source.head}.weight", ((0,), (0,)))
+    if not missing and not left_over and misshapen and all(_in_head(name, format) for name in misshapen):
+        theirs, ours = misshapen.get(f"{format.head}.weight", ((0,), (0,)))
         raise UserError(
             f"its classifier has {theirs[0]} outputs, the model's has {ours[0]}; build the model with "
             f"{theirs[0]} classes, or with a new head (import-weights: --classes {theirs[0]} or --new-head {ours[0]})"

@@ -19,7 +19,7 @@ _CHANNELS = ("mean", "std")
 
 
 @dataclass(frozen=True)
-class Entry:
+class PretrainedEntry:
     """Weights of a network.
 
     Attributes:
@@ -45,13 +45,13 @@ class Entry:
         return {**self.about["builder"], **channels}
 
 
-def entries() -> dict[str, Entry]:
+def entries() -> dict[str, PretrainedEntry]:
     """What ships, by `network:name`."""
     found = {}
     for path in sorted(FOLDER.glob("*.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
         network = about["model"]
-        entry = Entry(network, path.stem.removeprefix(f"{network}-"), path.with_suffix(".keras"), about)
+        entry = PretrainedEntry(network, path.stem.removeprefix(f"{network}-"), path.with_suffix(".keras"), about)
         found[entry.text] = entry
     return found
 
@@ -61,7 +61,7 @@ def list_weights() -> list[str]:
     return list(entries())
 
 
-def find_entry(network: str, name: str) -> Entry:
+def find_entry(network: str, name: str) -> PretrainedEntry:
     """The weights of this name for a network.
 
     Raises:
@@ -75,7 +75,7 @@ def find_entry(network: str, name: str) -> Entry:
     return known[text]
 
 
-def entry_of(text: str) -> Entry | None:
+def find_shipped(text: str) -> PretrainedEntry | None:
     """The weights that `network:name` stands for; None for a text of another form, or that is a file.
 
     Raises:
@@ -97,7 +97,7 @@ def is_entry_name(weights: object) -> bool:
     )
 
 
-def checked_options(entry: Entry, network: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def checked_options(entry: PretrainedEntry, network: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """The builder's options to load an entry with.
 
     Args:

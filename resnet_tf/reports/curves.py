@@ -12,7 +12,7 @@ from resnet_tf.reports.plots import INK, PALE, SECOND, THIRD, figure, literal, s
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class TrainingHistory:
     """What a run left behind of its course.
 
     Attributes:
@@ -46,7 +46,7 @@ def find_drops(rates: NDArray[np.float64]) -> list[int]:
 
 
 def smooth(values: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Running mean over `width` neighbours, without reaching over the ends.
+    """Running mean over `width` neighbors, without reaching over the ends.
 
     Returns:
         Positions (the middle of each window, counted from 1 like iterations) and means, float (N − width + 1,).
@@ -76,7 +76,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), 
 _MARKERS = "os^Dvx+*"
 
 
-def draw_curves(course: Course) -> Any:
+def draw_curves(course: TrainingHistory) -> Any:
     """Losses, accuracies and learning rate of a run over its iterations, as a figure.
 
     Raises:
@@ -99,7 +99,7 @@ def draw_curves(course: Course) -> Any:
     return made
 
 
-def save_curves(course: Course, folder: Path) -> None:
+def save_curves(course: TrainingHistory, folder: Path) -> None:
     """Write curves.png and curves.pdf into a folder.
 
     Raises:
@@ -111,7 +111,7 @@ def save_curves(course: Course, folder: Path) -> None:
     save(made, folder / "curves.pdf")
 
 
-def draw_comparison(courses: Sequence[Course]) -> Any:
+def draw_comparison(courses: Sequence[TrainingHistory]) -> Any:
     """Smoothed training losses and accuracies of several runs over each other, as a figure.
 
     Raises:
@@ -139,7 +139,7 @@ def draw_comparison(courses: Sequence[Course]) -> Any:
     return made
 
 
-def _draw_losses(axes: Any, course: Course) -> None:
+def _draw_losses(axes: Any, course: TrainingHistory) -> None:
     x, y = envelope(course.losses, _POINTS)
     axes.plot(x, y, color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
     width = _width(course)
@@ -153,7 +153,7 @@ def _draw_losses(axes: Any, course: Course) -> None:
     axes.grid(alpha=0.3, which="both")
 
 
-def _draw_accuracies(axes: Any, course: Course) -> None:
+def _draw_accuracies(axes: Any, course: TrainingHistory) -> None:
     for key, label, style in (
         ("train_accuracy", "training, as trained", {"color": INK, "ls": "-", "marker": "."}),
         ("train_eval_accuracy", "training, inference mode", {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}),
@@ -178,7 +178,7 @@ def _plain_ticks(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_drops(all_axes: Sequence[Any], course: Course) -> None:
+def _mark_drops(all_axes: Sequence[Any], course: TrainingHistory) -> None:
     drops = find_drops(course.rates)
     for axes in all_axes:
         for drop in drops:
@@ -202,6 +202,6 @@ def _epochs_above(axes: Any, steps_per_epoch: float) -> None:
     above.set_xlabel("epoch")
 
 
-def _width(course: Course) -> int:
+def _width(course: TrainingHistory) -> int:
     """Half an epoch, but at most a fiftieth of the course."""
     return max(1, min(round(course.steps_per_epoch / 2), len(course.losses) // 50))

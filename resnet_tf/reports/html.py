@@ -27,7 +27,7 @@ th:first-child,td:first-child{text-align:left}img{max-width:100%;height:auto}
 """.strip()
 
 
-class Page:
+class HtmlPage:
     """A page that grows from top to bottom."""
 
     def __init__(self, title: str) -> None:
@@ -150,8 +150,8 @@ def _page(
     rows: list[tuple[Any, ...]],
     confusions: list[tuple[int, int, int]],
     names: Sequence[str],
-) -> Page:
-    page = Page(title)
+) -> HtmlPage:
+    page = HtmlPage(title)
     page.numbers(
         [
             ("top-1 accuracy", f"{100 * report['top1']:.2f} %"),

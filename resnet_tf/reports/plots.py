@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.errors import UserError, need
+from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing
 from resnet_tf.reports import metrics
 from resnet_tf.reports.metrics import Predictions, choose_examples
@@ -24,7 +24,7 @@ _UNDATED = {".pdf": {"CreationDate": None}, ".png": {"Software": None}, ".svg": 
 def can_draw() -> bool:
     """Whether matplotlib is there."""
     try:
-        need("matplotlib.figure", "plots")
+        optional_import("matplotlib.figure", "plots")
     except UserError:
         return False
     return True
@@ -36,8 +36,8 @@ def figure(width: float, height: float) -> Any:
     Raises:
         UserError: matplotlib is not installed.
     """
-    made = need("matplotlib.figure", "plots").Figure(figsize=(width, height), layout="constrained")
-    need("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(made)
+    made = optional_import("matplotlib.figure", "plots").Figure(figsize=(width, height), layout="constrained")
+    optional_import("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(made)
     return made
 
 
@@ -158,7 +158,7 @@ def draw_examples(images: Pictures, predictions: Predictions, choice: str, rows:
 
 
 def _caption(predictions: Predictions, index: int) -> str:
-    """What was predicted and what is true; words say which is wrong, so that no colour has to."""
+    """What was predicted and what is true; words say which is wrong, so that no color has to."""
     names, percent = predictions.class_names, 100 * predictions.confidences[index]
     predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
     verdict = "right" if predicted == true else f"is {true}"
@@ -172,14 +172,14 @@ def _percent(share: float, few: bool) -> str:
 
 
 def _draw_matrix(axes: Any, values: NDArray[Any], texts: list[list[str]], names: Sequence[str], size: float) -> None:
-    # The square root lifts the small counts off the diagonal; light is little, so that grey prints keep the order.
+    # The square root lifts the small counts off the diagonal; light is little, so that gray prints keep the order.
     axes.imshow(np.sqrt(values), cmap="Greys", vmin=0, vmax=1.25 * np.sqrt(max(1, values.max())))
     dark = np.sqrt(values) > 0.6 * np.sqrt(max(1, values.max()))
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
             if text:
-                colour = "white" if dark[row, column] else "black"
-                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+                color = "white" if dark[row, column] else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
     names, places = [literal(name) for name in names], np.arange(len(names))
     label_size = 9 if len(names) <= _FEW else 6
     axes.set_xticks(places, names, rotation=90 if len(names) > _FEW else 45, fontsize=label_size)

@@ -216,7 +216,7 @@ _LENGTH = (*_RECIPE, "recipe.iterations")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Ablation:
     """A question to the runs: what a change from the first of `sides` to the second does."""
 
     title: str
@@ -258,23 +258,23 @@ def _by_precision(result: Result) -> tuple[str, dict[str, Any]] | None:
     return result.precision, _without(result, "precision")
 
 
-COMPARISONS = (
-    Comparison("Projection against identity", ("identity", "projection"), _by_shortcut),
-    Comparison("v2 against v1", ("v1", "v2"), _by_version),
-    Comparison("Residual against plain", ("plain", "residual"), _by_residual),
-    Comparison("Full length against `quarter`", ("quarter", "full length"), _by_length),
-    Comparison("bfloat16 against float32", ("float32", "mixed_bfloat16"), _by_precision),
+ABLATIONS = (
+    Ablation("Projection against identity", ("identity", "projection"), _by_shortcut),
+    Ablation("v2 against v1", ("v1", "v2"), _by_version),
+    Ablation("Residual against plain", ("plain", "residual"), _by_residual),
+    Ablation("Full length against `quarter`", ("quarter", "full length"), _by_length),
+    Ablation("bfloat16 against float32", ("float32", "mixed_bfloat16"), _by_precision),
 )
 
 
 @dataclass(frozen=True)
-class Difference:
+class AblationResult:
     """Two groups of runs on the same split.
 
     Attributes:
         first, second: runs of the two sides, of the same seeds in the same order.
         first_error, second_error: their mean errors in percent.
-        chance: what a difference has to exceed, in points, see `chance_of`.
+        chance: what a difference has to exceed, in points, see `noise_threshold`.
     """
 
     first: Sequence[Result]
@@ -289,18 +289,18 @@ class Difference:
         return self.second_error - self.first_error
 
 
-def describe_differences(results: Sequence[Result]) -> str:
+def describe_ablations(results: Sequence[Result]) -> str:
     """A list item for each difference that the runs show, and for each question that they do not answer."""
     lines = []
-    for comparison in COMPARISONS:
-        found = find_differences(comparison, results)
+    for comparison in ABLATIONS:
+        found = find_ablations(comparison, results)
         lines += [_sentence(comparison, difference) for difference in found]
         if not found:
             lines.append(f"- **{comparison.title}:** no two runs here that differ in this alone, on the same split.")
     return "\n".join(lines)
 
 
-def find_differences(comparison: Comparison, results: Sequence[Result]) -> list[Difference]:
+def find_ablations(comparison: Ablation, results: Sequence[Result]) -> list[AblationResult]:
     """All pairs of groups that differ in what is compared and in nothing else, by runs of the same seeds.
 
     The seed decides which images are kept for validation, so that equal seeds mean equal splits.
@@ -321,7 +321,7 @@ def find_differences(comparison: Comparison, results: Sequence[Result]) -> list[
     return found
 
 
-def chance_of(first: float, second: float, test_images: int, seeds: int, seed_deviation: float) -> float:
+def noise_threshold(first: float, second: float, test_images: int, seeds: int, seed_deviation: float) -> float:
     """Twice the standard deviation of the difference of two errors (percent), in points.
 
     Two parts: that the test images are a sample (binomial; that both networks see the same images makes it less, by
@@ -340,16 +340,16 @@ def seed_deviation(results: Iterable[Result]) -> float | None:
     return math.sqrt(sum((len(sample) - 1) * mean_and_deviation(sample)[1] ** 2 for sample in samples) / freedom)
 
 
-def _difference(first: Sequence[Result], second: Sequence[Result], results: Sequence[Result]) -> Difference:
+def _difference(first: Sequence[Result], second: Sequence[Result], results: Sequence[Result]) -> AblationResult:
     data = first[0].data
     measured = seed_deviation(result for result in results if result.data == data)
     one, other = mean(result.last for result in first), mean(result.last for result in second)
     deviation = SEED_DEVIATION if measured is None else measured
-    chance = chance_of(one, other, first[0].test_images, len(first), deviation)
-    return Difference(first, second, one, other, chance)
+    chance = noise_threshold(one, other, first[0].test_images, len(first), deviation)
+    return AblationResult(first, second, one, other, chance)
 
 
-def _sentence(comparison: Comparison, difference: Difference) -> str:
+def _sentence(comparison: Ablation, difference: AblationResult) -> str:
     first, second = difference.first[0], difference.second[0]
     seeds = [result.seed for result in difference.first]
     several = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"

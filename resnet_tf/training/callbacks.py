@@ -9,13 +9,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.data.loader import images_at_once
+from resnet_tf.data.loader import eval_batch_size
 from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward
 from resnet_tf.reports.curves import save_curves
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, draw_confusion, draw_examples, figure, pixels
-from resnet_tf.training.logs import read_course
+from resnet_tf.training.logs import read_history
 
 if TYPE_CHECKING:
     from resnet_tf.cli.job import Job
@@ -55,25 +55,25 @@ def evaluation_pictures(
 
 
 Rows = list[dict[str, Any]]
-Watcher = Callable[[Rows], None]
+Callback = Callable[[Rows], None]
 
 # A drawing may take one part in so many of the time since the last one; on short epochs some are left out.
 _SHARE = 50
 
 
-class Watchers:
-    """Calls each watcher after an evaluation; one that fails is reported once and then left alone."""
+class Callbacks:
+    """Calls each callback after an evaluation; one that fails is reported once and then left alone."""
 
-    def __init__(self, watchers: dict[str, Watcher], say: Callable[[str], None]) -> None:
-        """Take the watchers by what they make, and where to report a failure."""
-        self._watchers = dict(watchers)
-        self._say = say
+    def __init__(self, callbacks: dict[str, Callback], log: Callable[[str], None]) -> None:
+        """Take the callbacks by what they make, and where to report a failure."""
+        self._watchers = dict(callbacks)
+        self._say = log
 
     def __call__(self, rows: Rows) -> None:
-        """Show all evaluations so far to every watcher."""
-        for name, watcher in list(self._watchers.items()):
+        """Show all evaluations so far to every callback."""
+        for name, callback in list(self._watchers.items()):
             try:
-                watcher(rows)
+                callback(rows)
             except Exception as error:  # whatever it is, the training is worth more
                 del self._watchers[name]
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -99,36 +99,36 @@ class CurveDrawer:
         began = time.monotonic()
         if not self._is_last() and began - self._ended < _SHARE * self._took:
             return
-        save_curves(read_course(self._folder), self._folder)
+        save_curves(read_history(self._folder), self._folder)
         self._ended = time.monotonic()
         self._took = self._ended - began
 
 
-def make_watchers(job: "Job", folder: Path, say: Callable[[str], None]) -> dict[str, Watcher]:
+def make_callbacks(job: "Job", folder: Path, log: Callable[[str], None]) -> dict[str, Callback]:
     """What looks on at the evaluations of a job, by what it makes in its run folder; nothing where the chief does."""
-    watchers: dict[str, Watcher] = {}
+    callbacks: dict[str, Callback] = {}
     if not job.replicas.is_chief:
-        return watchers
+        return callbacks
     if can_draw():
-        watchers["curves.png"] = CurveDrawer(folder, lambda: job.training.ended)
+        callbacks["curves.png"] = CurveDrawer(folder, lambda: job.training.ended)
     else:
-        say(WITHOUT_PLOTS)
+        log(WITHOUT_PLOTS)
     if job.request.tensorboard_every is not None:
-        watchers["the TensorBoard files"] = _tensorboard(job, folder, job.request.tensorboard_every)
-    return watchers
+        callbacks["the TensorBoard files"] = _tensorboard(job, folder, job.request.tensorboard_every)
+    return callbacks
 
 
-def _tensorboard(job: "Job", folder: Path, every: int) -> Watcher:
+def _tensorboard(job: "Job", folder: Path, every: int) -> Callback:
     from resnet_tf.training.tensorboard import TensorBoardLog
 
     material = job.material
     looked_at = material.validation if len(material.validation) else material.train
     # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
-    looked_at = looked_at.first(2 * images_at_once(material.shape))
+    looked_at = looked_at.first(2 * eval_batch_size(material.shape))
     return TensorBoardLog(
         folder / "tensorboard",
         job.model,
         material.train.first(job.request.recipe.batch_size).arrays(),
-        evaluation_pictures(job.judged, *looked_at.arrays(), material.class_names),
+        evaluation_pictures(job.eval_model, *looked_at.arrays(), material.class_names),
         every,
     )

@@ -15,9 +15,9 @@ import numpy as np
 
 from resnet_tf.errors import UserError
 from resnet_tf.files import replacing, sha256_of, write_text
-from resnet_tf.training.logs import IterationLog
-from resnet_tf.training.run_dir import RunFolder
-from resnet_tf.training.state import Peers, Sums
+from resnet_tf.training.logs import StepLog
+from resnet_tf.training.run_dir import RunDir
+from resnet_tf.training.state import MetricTotals, Peers
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9,})\.npz")
@@ -104,7 +104,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
-class State:
+class TrainState:
     """Everything beside the variables that the future of a run depends on.
 
     Attributes:
@@ -121,7 +121,7 @@ class State:
     rows: list[dict[str, Any]]
     best: dict[str, Any] | None
     schedule: dict[str, Any]
-    since: Sums
+    since: MetricTotals
     seconds: float
     rolled_back: int
 
@@ -137,7 +137,7 @@ def run_variables(
     return variables
 
 
-class Keeper:
+class CheckpointManager:
     """Writes what a run makes; where the disk refuses, it says so, and the training goes on.
 
     Attributes:
@@ -145,13 +145,13 @@ class Keeper:
         log: of the iterations, from `open_log` on.
     """
 
-    log: IterationLog
+    log: StepLog
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None]) -> None:
-        """Keep a run in a claimed folder; `say` gets lines for the user."""
+    def __init__(self, folder: RunDir, log: Callable[[str], None]) -> None:
+        """Keep a run in a claimed folder; `log` gets lines for the user."""
         self.saved_step = -1
         self._path, self._checkpoints = folder.path, folder.checkpoints
-        self._say = say
+        self._say = log
 
     def open_log(self, step: int) -> None:
         """Take up the log of the iterations after `step` updates.
@@ -160,11 +160,11 @@ class Keeper:
             UserError: it is shorter than that, or cannot be opened.
         """
         try:
-            self.log = IterationLog(self._path / "iterations.bin", step)
+            self.log = StepLog(self._path / "iterations.bin", step)
         except OSError as error:
             raise UserError(f"{error}; start anew with --overwrite") from error
 
-    def save(self, variables: Mapping[str, keras.Variable], state: State) -> None:
+    def save(self, variables: Mapping[str, keras.Variable], state: TrainState) -> None:
         """Write a checkpoint, and the log as far as it goes; where the disk refuses, the next one tries again."""
 
         def write() -> None:
@@ -173,7 +173,7 @@ class Keeper:
             save(self._checkpoints, state.step, arrays, dataclasses.asdict(state))
             self.saved_step = state.step
 
-        self.guarded(f"the checkpoint of iteration {state.step}", write)
+        self.try_write(f"the checkpoint of iteration {state.step}", write)
 
     def read(self) -> tuple[Arrays, dict[str, Any]] | None:
         """The newest whole checkpoint; None where the folder holds none at all.
@@ -192,7 +192,7 @@ class Keeper:
                 path.rename(path.with_suffix(".damaged"))
         return arrays, state
 
-    def load(self, variables: Mapping[str, keras.Variable]) -> State | None:
+    def load(self, variables: Mapping[str, keras.Variable]) -> TrainState | None:
         """Give the variables the values of the newest whole checkpoint; None where there is none at all.
 
         Raises:
@@ -210,14 +210,14 @@ class Keeper:
         for key, variable in variables.items():
             variable.assign(arrays[key])
         self.saved_step = state["step"]
-        return State(**{**state, "since": Sums(**state["since"])})
+        return TrainState(**{**state, "since": MetricTotals(**state["since"])})
 
     @property
     def saved(self) -> str:
         """Where the last checkpoint is, in words."""
         return f"the last checkpoint is of iteration {self.saved_step}" if self.saved_step >= 0 else "no checkpoint"
 
-    def guarded(self, what: str, write: Callable[[], None]) -> bool:
+    def try_write(self, what: str, write: Callable[[], None]) -> bool:
         """Whether the disk took what `write` writes."""
         try:
             write()
@@ -231,12 +231,12 @@ class Keeper:
 _ERROR = "error"
 
 
-class ChiefKeeper(Keeper):
+class ChiefCheckpointManager(CheckpointManager):
     """The keeper of the worker that writes; hands what it loads to the others."""
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None], peers: Peers) -> None:
+    def __init__(self, folder: RunDir, log: Callable[[str], None], peers: Peers) -> None:
         """Keep a run in a claimed folder."""
-        super().__init__(folder, say)
+        super().__init__(folder, log)
         self._peers = peers
 
     def read(self) -> tuple[Arrays, dict[str, Any]] | None:
@@ -254,19 +254,19 @@ class ChiefKeeper(Keeper):
         return found
 
 
-class FollowerKeeper(Keeper):
+class FollowerCheckpointManager(CheckpointManager):
     """The keeper of a worker that writes nothing."""
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None], peers: Peers) -> None:
+    def __init__(self, folder: RunDir, log: Callable[[str], None], peers: Peers) -> None:
         """Keep nothing; `folder` is a throwaway one."""
-        super().__init__(folder, say)
+        super().__init__(folder, log)
         self._peers = peers
 
     def open_log(self, step: int) -> None:
         """Take up a log that is never written."""
-        self.log = IterationLog(self._path / "iterations.bin", 0)
+        self.log = StepLog(self._path / "iterations.bin", 0)
 
-    def save(self, variables: Mapping[str, keras.Variable], state: State) -> None:
+    def save(self, variables: Mapping[str, keras.Variable], state: TrainState) -> None:
         """Note that the chief saves at this step."""
         self.saved_step = state.step
 
@@ -285,11 +285,11 @@ class FollowerKeeper(Keeper):
         return arrays, state
 
 
-def make_keeper(folder: RunFolder, say: Callable[[str], None], peers: Peers) -> Keeper:
+def make_checkpoint_manager(folder: RunDir, log: Callable[[str], None], peers: Peers) -> CheckpointManager:
     """The keeper of this worker."""
     if peers.workers == 1:
-        return Keeper(folder, say)
-    return (ChiefKeeper if peers.is_chief else FollowerKeeper)(folder, say, peers)
+        return CheckpointManager(folder, log)
+    return (ChiefCheckpointManager if peers.is_chief else FollowerCheckpointManager)(folder, log, peers)
 
 
 def _packed(arrays: Arrays, state: dict[str, Any]) -> bytes:

@@ -19,14 +19,14 @@ DEFAULT_PATIENCE = "300"  # seconds within which all workers must have started
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
+class ClusterSpec:
     """The workers of a run in their order, and which of them this process is; number 0 is the chief."""
 
     addresses: tuple[str, ...]
     index: int
 
 
-def read_cluster() -> Cluster | None:
+def read_cluster_spec() -> ClusterSpec | None:
     """The cluster of TF_CONFIG; None where it is not set or names no worker.
 
     Raises:
@@ -51,7 +51,7 @@ def read_cluster() -> Cluster | None:
         ) from error
     if not 0 <= index < len(addresses):
         raise UserError(f"TF_CONFIG calls this task number {index} of {len(addresses)}; give 0 to {len(addresses) - 1}")
-    return Cluster(addresses, index)
+    return ClusterSpec(addresses, index)
 
 
 def stop_with_launcher() -> None:
@@ -66,7 +66,7 @@ def stop_with_launcher() -> None:
 
 
 @contextlib.contextmanager
-def deadline(cluster: Cluster) -> Iterator[None]:
+def deadline(cluster: ClusterSpec) -> Iterator[None]:
     """Context that ends the process, with a line on who is missing, where the other workers do not all come.
 
     The environment variable RESNET_TF_PEER_TIMEOUT says within how many seconds.

@@ -12,14 +12,14 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import Cluster, deadline, read_cluster
+from resnet_tf.training.cluster import ClusterSpec, deadline, read_cluster_spec
 from resnet_tf.training.state import Peers
 from resnet_tf.training.step import TrainStep
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
 
-class Replicas:
+class Distribution:
     """All replicas of a run, those of the other workers too.
 
     Attributes:
@@ -164,7 +164,7 @@ class Replicas:
         return total
 
 
-def make_replicas(wish: str, device: str, replicas: int | None = None) -> Replicas:
+def make_distribution(wish: str, device: str, replicas: int | None = None) -> Distribution:
     """Start the strategy that is asked for; to be called before any operation runs, but after `set_threads`.
 
     Args:
@@ -177,7 +177,7 @@ def make_replicas(wish: str, device: str, replicas: int | None = None) -> Replic
         UserError: the devices are not there, or the wishes contradict each other.
     """
     gpus = [] if device.startswith("cpu") else tf.config.list_physical_devices("GPU")
-    cluster = read_cluster()
+    cluster = read_cluster_spec()
     if wish == "auto":
         several = len(gpus) > 1 and ":" not in device
         wish = "multiworker" if cluster and len(cluster.addresses) > 1 else "mirrored" if several else "none"
@@ -192,8 +192,8 @@ def make_replicas(wish: str, device: str, replicas: int | None = None) -> Replic
             )
         return _multiworker(cluster, device)
     if wish == "mirrored":
-        return Replicas(_mirrored(len(gpus), replicas))
-    return Replicas(_tpu() if wish == "tpu" else None)
+        return Distribution(_mirrored(len(gpus), replicas))
+    return Distribution(_tpu() if wish == "tpu" else None)
 
 
 def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
@@ -214,7 +214,7 @@ def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
     )
 
 
-def _multiworker(cluster: Cluster, device: str) -> Replicas:
+def _multiworker(cluster: ClusterSpec, device: str) -> Distribution:
     if device.startswith("cpu"):
         tf.config.set_visible_devices([], "GPU")
     with deadline(cluster):
@@ -225,7 +225,7 @@ def _multiworker(cluster: Cluster, device: str) -> Replicas:
             raise UserError(
                 f"worker {cluster.index} cannot take its place at {address} ({error.message}); is the port in use?"
             ) from error
-        replicas = Replicas(strategy, len(cluster.addresses), cluster.index)
+        replicas = Distribution(strategy, len(cluster.addresses), cluster.index)
         replicas.gather([0.0])  # the strategy is there before the others are
     # TensorFlow takes SIGTERM for itself, and then does nothing about it.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -242,7 +242,7 @@ def _tpu() -> tf.distribute.Strategy:
         raise UserError(f"--strategy tpu finds no TPU ({reason}); use another --strategy or --device") from error
 
 
-def lost_peer(error: Exception) -> UserError | None:
+def worker_lost_error(error: Exception) -> UserError | None:
     """What an error of a collective operation means, where it means that a worker is gone."""
     if not isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.CancelledError):
         return None
@@ -256,7 +256,7 @@ BLOCK = 25  # iterations between two looks at the results, so that the device ne
 _PERIOD = 1.0  # seconds that several workers aim at between two looks: a signal takes effect then
 
 
-class Agreement:
+class DecisionSync:
     """Makes one decision of what each worker's clock and signals say.
 
     Clocks differ, and a signal reaches the workers at different moments; but a worker that stops or saves alone is

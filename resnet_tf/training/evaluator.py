@@ -3,14 +3,14 @@
 import keras
 import numpy as np
 
-from resnet_tf.data.loader import Part
+from resnet_tf.data.loader import Subset
 from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward, score_batches
-from resnet_tf.training.distribute import Replicas
+from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.state import Validate
 
 
-def make_validate(network: keras.Model, part: Part, classes: int, replicas: Replicas) -> Validate:
+def make_evaluator(network: keras.Model, part: Subset, classes: int, replicas: Distribution) -> Validate:
     """A function that returns a network's loss and accuracy on a part of the images, in float32.
 
     Each worker scores its share of them, each image counts once, and all workers get the same two numbers.

@@ -13,7 +13,7 @@ _FEW = 8  # layers up to which each is named
 
 
 def freeze(model: keras.Model, last: str) -> None:
-    """Stop the training of the layers up to `last`: no gradient, and batch normalisation as in inference.
+    """Stop the training of the layers up to `last`: no gradient, and batch normalization as in inference.
 
     The variables and the order of the layers stay as they are; compile or trace the training step afterwards.
 
@@ -35,14 +35,14 @@ def freeze(model: keras.Model, last: str) -> None:
 
 
 def unfreeze(model: keras.Model, batch_norm: bool) -> None:
-    """Let everything train again; batch normalisation that was frozen only where `batch_norm` says so."""
+    """Let everything train again; batch normalization that was frozen only where `batch_norm` says so."""
     for layer in model.layers:
         if batch_norm or not isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = True
 
 
 @contextlib.contextmanager
-def thawed(model: keras.Model) -> Iterator[None]:
+def all_trainable(model: keras.Model) -> Iterator[None]:
     """Make every layer trainable for the time of the block: what is frozen is no business of a saved file's."""
     before = [layer.trainable for layer in model.layers]
     try:
@@ -73,7 +73,7 @@ def describe_trainable(model: keras.Model) -> str:
 
 
 def _trained_ever(model: keras.Model) -> list[keras.Variable]:
-    with thawed(model):
+    with all_trainable(model):
         return model.trainable_variables
 
 

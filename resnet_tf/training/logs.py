@@ -17,8 +17,8 @@ from tqdm import tqdm
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.recipes import Recipe
-from resnet_tf.reports.curves import Course
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.reports.curves import TrainingHistory
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 
 COLUMNS = (
@@ -51,7 +51,7 @@ def read_iterations(path: Path) -> np.ndarray:
     return np.fromfile(path, RECORD)
 
 
-class IterationLog:
+class StepLog:
     """File of one 12-byte record per update, written in blocks."""
 
     def __init__(self, path: Path, step: int) -> None:
@@ -103,7 +103,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
 class Progress:
     """Prints evaluations and keeps the bar; quiet between evaluations where stderr is no terminal."""
 
-    def __init__(self, folder: RunFolder, iterations: int, steps_per_epoch: int, batch_size: int) -> None:
+    def __init__(self, folder: RunDir, iterations: int, steps_per_epoch: int, batch_size: int) -> None:
         """Show a run of `iterations` updates; `folder` keeps the log."""
         self._folder = folder
         self._iterations = iterations
@@ -148,9 +148,9 @@ class Progress:
             f"{row['images_per_second']:.0f} images/s",
             f"{clock(row['seconds'])} elapsed, {clock(left)} left",
         ]
-        self.say(" | ".join(parts))
+        self.log(" | ".join(parts))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line on stdout, above the bar, and keep it in the log."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
@@ -166,13 +166,13 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def read_course(folder: Path) -> Course:
+def read_history(folder: Path) -> TrainingHistory:
     """The course of a run, finished or not, from its folder.
 
     Raises:
         UserError: the folder holds no run, or one that has not been evaluated yet, or a file is damaged.
     """
-    settings = RunFolder(folder).settings()
+    settings = RunDir(folder).settings()
     if settings is None:
         raise UserError(f"{folder} holds no run; name the folder that train wrote (--run-dir)")
     rows = read_rows(folder)
@@ -184,7 +184,7 @@ def read_course(folder: Path) -> Course:
     log = folder / "iterations.bin"
     losses = read_iterations(log)["loss"].astype(np.float64) if log.exists() else np.empty(0)
     rates = _rates(settings, rows, int(steps_per_epoch))
-    return Course(folder.resolve().name, losses[: last["iteration"]], rates, rows, steps_per_epoch)
+    return TrainingHistory(folder.resolve().name, losses[: last["iteration"]], rates, rows, steps_per_epoch)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 from resnet_tf.recipes import Recipe
 
 
@@ -57,7 +57,7 @@ def decayed_variables(model: keras.Model, decay: str) -> list[keras.Variable]:
     Args:
         model: any Keras model.
         decay: "kernels": those of rank 2 and more, that is the kernels of convolutions and of the
-            classifier, and neither biases nor batch normalisation; "all": every one.
+            classifier, and neither biases nor batch normalization; "all": every one.
     """
     return [v for v in model.trainable_variables if decay == "all" or len(v.shape) >= 2]
 
@@ -71,13 +71,13 @@ def undecayed_variables(model: keras.Model, decay: str) -> list[keras.Variable]:
 Pairs = list[tuple[keras.Variable, keras.Variable]]
 
 
-def make_average(model: keras.Model) -> keras.Model:
+def make_ema(model: keras.Model) -> keras.Model:
     """A stock model of the same layers as `model`, with variables of its own, which hold the values of this moment.
 
     Args:
         model: functional stock model; the other is as trainable as this is now.
     """
-    with room_for_depth(len(model.layers)):
+    with recursion_limit(len(model.layers)):
         average = keras.models.clone_model(model)
     own = {variable.path: variable for variable in average.variables}
     for variable in model.variables:
@@ -85,7 +85,7 @@ def make_average(model: keras.Model) -> keras.Model:
     return average
 
 
-def moving_pairs(model: keras.Model, average: keras.Model) -> Pairs:
+def ema_pairs(model: keras.Model, average: keras.Model) -> Pairs:
     """Each variable of a layer that trains, moving statistics among them, and its average.
 
     The others stand still, and so do their averages.
@@ -94,14 +94,14 @@ def moving_pairs(model: keras.Model, average: keras.Model) -> Pairs:
     return [(v, own[v.path]) for layer in model.layers if layer.trainable for v in layer.variables]
 
 
-def move_averages(pairs: Pairs, decay: float, updates: tf.Tensor) -> None:
+def update_ema(pairs: Pairs, decay: float, updates: tf.Tensor) -> None:
     """Move each average towards its variable: average = d · average + (1 - d) · variable, in a graph or outside.
 
     d is min(decay, (1 + t) / (10 + t)) after t updates, the usual warm-up: the first updates would otherwise weigh
     next to nothing against the initial values.
 
     Args:
-        pairs: what `moving_pairs` found.
+        pairs: what `ema_pairs` found.
         decay: d in the long run.
         updates: t, with the update that has just been made.
     """

@@ -15,16 +15,16 @@ REPORT = "report.json"
 _WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
 
 
-class RunFolder:
+class RunDir:
     """Where a run keeps its recipe, log, checkpoints, models and report."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is created before `claim`."""
+        """Name the folder; nothing is created before `lock`."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
 
-    def claim(self) -> None:
+    def lock(self) -> None:
         """Make the folder and take its lock, which the system releases when the process ends.
 
         Raises:
@@ -61,11 +61,11 @@ class RunFolder:
         Raises:
             UserError: the file is damaged, or the folder holds other things than a run.
         """
-        self.check_ours()
+        self.check()
         path = self.path / SETTINGS
         return _read_json(path) if path.exists() else None
 
-    def check_ours(self) -> None:
+    def check(self) -> None:
         """Look at the folder without touching it.
 
         Raises:
@@ -87,7 +87,7 @@ class RunFolder:
                 "give an empty or a new --run-dir"
             )
 
-    def start(self, settings: dict[str, Any]) -> None:
+    def create(self, settings: dict[str, Any]) -> None:
         """Write the settings of a new run."""
         write_json(self.path / SETTINGS, settings)
 
@@ -96,13 +96,13 @@ class RunFolder:
         path = self.path / REPORT
         return _read_json(path) if path.exists() else None
 
-    def empty(self) -> None:
+    def clear(self) -> None:
         """Remove what runs write here, settings last, so that an interrupted removal is still a run.
 
         Raises:
             UserError: the folder holds other things than a run.
         """
-        self.check_ours()
+        self.check()
         for pattern in _WRITTEN:
             for path in self.path.glob(pattern):
                 if path.name != SETTINGS:
@@ -191,7 +191,7 @@ Channels = tuple[float, ...]
 _OR_ANEW = "or --overwrite to start anew"
 
 
-def check_flags(folder: RunFolder, known: Settings, asked: Settings) -> None:
+def check_flags(folder: RunDir, known: Settings, asked: Settings) -> None:
     """Find out whether flags are those of the run in a folder.
 
     Args:
@@ -211,7 +211,7 @@ def check_flags(folder: RunFolder, known: Settings, asked: Settings) -> None:
         )
 
 
-def check_files(folder: RunFolder, known: Settings, here: Settings) -> None:
+def check_files(folder: RunDir, known: Settings, here: Settings) -> None:
     """Find out whether the files that a run was started on are what they were.
 
     Args:
@@ -234,8 +234,8 @@ def check_files(folder: RunFolder, known: Settings, here: Settings) -> None:
         )
 
 
-def kept_statistics(known: Settings) -> tuple[Channels, Channels] | None:
-    """Mean and standard deviation that a run's images are normalised with; None where it did not write them down.
+def saved_statistics(known: Settings) -> tuple[Channels, Channels] | None:
+    """Mean and standard deviation that a run's images are normalized with; None where it did not write them down.
 
     To take them again is a pass over all images.
     """

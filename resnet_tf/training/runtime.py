@@ -28,7 +28,7 @@ class Device:
 
 
 def set_threads(threads: int) -> int:
-    """Let each operation use this many threads, 0 for `usual_threads`; to be called before any operation runs.
+    """Let each operation use this many threads, 0 for `default_threads`; to be called before any operation runs.
 
     Returns:
         The number in force. It decides the order of sums, and so the last bits of every result.
@@ -36,7 +36,7 @@ def set_threads(threads: int) -> int:
     Raises:
         UserError: operations have already run with another number.
     """
-    threads = threads or usual_threads()
+    threads = threads or default_threads()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -46,7 +46,7 @@ def set_threads(threads: int) -> int:
     return threads
 
 
-def usual_threads() -> int:
+def default_threads() -> int:
     """One per core; processes that `launch` has started on one machine share its cores."""
     return max(1, available_cores() // int(os.environ.get(WORKERS_HERE, "1")))
 

@@ -7,14 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.step import TrainStep
+from resnet_tf.training.step import Batch
 
 Validate = Callable[[], tuple[float, float]]
-# Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
-Batch = tuple[Any, Any]
 
 
-class BatchSource(Protocol):
+class Loader(Protocol):
     """What the loop asks of the data."""
 
     steps_per_epoch: int
@@ -22,16 +20,6 @@ class BatchSource(Protocol):
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """What an update takes before its learning rate, for the steps start … stop - 1, in order."""
-        ...
-
-
-class Switch(Protocol):
-    """A change of what trains, at one iteration of a run."""
-
-    at: int
-
-    def functions(self, step: int) -> tuple[TrainStep, TrainStep]:
-        """One update and several in one call, as they are from update `step` on until the switch or the end."""
         ...
 
 
@@ -54,7 +42,7 @@ class Peers(Protocol):
         ...
 
 
-class Reporter(Protocol):
+class Logger(Protocol):
     """Where the loop's progress goes."""
 
     def progress(self, step: int, results: np.ndarray, learning_rate: float) -> None:
@@ -65,7 +53,7 @@ class Reporter(Protocol):
         """A new row of the metrics."""
         ...
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for the terminal and the log."""
         ...
 
@@ -105,7 +93,7 @@ class Intervals:
 
 
 @dataclasses.dataclass
-class Sums:
+class MetricTotals:
     """Sums over the updates since the last evaluation."""
 
     loss: float = 0.0

@@ -1,7 +1,7 @@
 """The compiled training step."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.recipes import Recipe
 from resnet_tf.summary import flat_layers
-from resnet_tf.training.optimizer import decayed_variables, move_averages, moving_pairs
-from resnet_tf.training.state import Batch, Switch
+from resnet_tf.training.optimizer import decayed_variables, ema_pairs, update_ema
 
 
 def cross_entropy(
@@ -50,7 +49,7 @@ def sum_gradients(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
 
-def take_summed_gradients(optimizer: keras.optimizers.Optimizer) -> None:
+def disable_optimizer_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
     """Make an optimizer take gradients as they are, which Keras' sum over replicas themselves.
 
     They do so after clipping and, in float16, after looking for infinities, so that each replica would clip its own
@@ -60,7 +59,7 @@ def take_summed_gradients(optimizer: keras.optimizers.Optimizer) -> None:
     inner._all_reduce_sum_gradients = list
 
 
-def average_statistics(statistics: list[keras.Variable]) -> None:
+def sync_moving_stats(statistics: list[keras.Variable]) -> None:
     """Give all replicas the mean of their moving statistics; to be called in each of them."""
     if not statistics:
         return
@@ -72,11 +71,13 @@ def average_statistics(statistics: list[keras.Variable]) -> None:
 
 
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Mean and variance of each batch normalisation of a model that moves them."""
+    """Mean and variance of each batch normalization of a model that moves them."""
     norms = [layer for layer in flat_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
     return [v for norm in norms if norm.trainable for v in (norm.moving_mean, norm.moving_variance)]
 
 
+# Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
+Batch = tuple[Any, Any]
 TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # Of images and labels: gradients by variable, and what a step returns.
 Backward = Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]
@@ -104,10 +105,10 @@ def make_train_step(
     so that its L2 term is 0. Softened targets and weighed classes are part of the loss.
 
     With `accumulate`, a batch goes through the network in equal parts, one after the other, and the mean of their
-    gradients makes the one update: that of the whole batch, but that batch normalisation which trains normalises
+    gradients makes the one update: that of the whole batch, but that batch normalization which trains normalizes
     each part by itself, and moves its statistics with each part.
 
-    With `replicas`, the step is that of one of them, to be run by `Replicas.step`: each has an equal share of the
+    With `replicas`, the step is that of one of them, to be run by `Distribution.step`: each has an equal share of the
     batch, the loss and its L2 term count 1/replicas, gradients are summed once, before clipping, and the moving
     statistics are averaged, so that all replicas end each step with the same variables.
 
@@ -119,9 +120,9 @@ def make_train_step(
         jit_compile: compile the step with XLA.
         class_weights: factor for the images of each class (C,), or None.
         accumulate: parts of a batch; the number of images must be a multiple of it.
-        average: `make_average` of the model, which moves by the recipe's `ema` after each update; or None.
+        average: `make_ema` of the model, which moves by the recipe's `ema` after each update; or None.
         replicas: how many of them share a batch.
-        sync_bn: whether the view normalises over all replicas.
+        sync_bn: whether the view normalizes over all replicas.
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
@@ -134,12 +135,12 @@ def make_train_step(
     image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
     signature = (image, tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.float32))
 
-    averaged = [] if average is None else moving_pairs(model, average)
+    averaged = [] if average is None else ema_pairs(model, average)
     ema = 0.0 if recipe.ema is None else recipe.ema
-    # Synchronised statistics are the same everywhere as they are.
+    # Synchronized statistics are the same everywhere as they are.
     statistics = [] if replicas == 1 or sync_bn else moving_statistics(model)
     if replicas > 1:
-        take_summed_gradients(optimizer)
+        disable_optimizer_all_reduce(optimizer)
 
     def backward(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         # Watched by hand: below the lowest variable that trains, the tape then has nothing to go back through.
@@ -163,9 +164,9 @@ def make_train_step(
         if replicas > 1:
             gradients = sum_gradients(gradients)
         optimizer.apply(gradients, variables)
-        average_statistics(statistics)
+        sync_moving_stats(statistics)
         if averaged:
-            move_averages(averaged, ema, optimizer.iterations)
+            update_ema(averaged, ema, optimizer.iterations)
         return results
 
     return step
@@ -191,7 +192,7 @@ def _mean_of_parts(
         return k + 1, [total + value for total, value in zip(sums, of_part(k), strict=True)]
 
     if unrolled:
-        # Replicas cannot meet inside a loop of a graph, as synchronised statistics must.
+        # Replicas cannot meet inside a loop of a graph, as synchronized statistics must.
         sums = of_part(tf.constant(0))
         for k in range(1, count):
             with tf.control_dependencies(sums):
@@ -204,7 +205,7 @@ def _mean_of_parts(
     return sums[:-1], sums[-1]
 
 
-def make_train_steps(step: TrainStep, model: keras.Model) -> TrainStep:
+def make_multi_step(step: TrainStep, model: keras.Model) -> TrainStep:
     """Compile several updates into one call, for devices that finish a step before the host can ask for the next.
 
     Args:
@@ -228,7 +229,17 @@ def make_train_steps(step: TrainStep, model: keras.Model) -> TrainStep:
     return steps
 
 
-class Updates:
+class Switch(Protocol):
+    """A change of what trains, at one iteration of a run."""
+
+    at: int
+
+    def functions(self, step: int) -> tuple[TrainStep, TrainStep]:
+        """One update and several in one call, as they are from update `step` on until the switch or the end."""
+        ...
+
+
+class StepRunner:
     """Hands batches to the compiled update that is in force."""
 
     def __init__(self, step: TrainStep, steps: TrainStep | None, per_call: int, switch: Switch | None) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.errors import need
+from resnet_tf.errors import optional_import
 from resnet_tf.fused import fused_view
-from resnet_tf.process import room_for_depth
+from resnet_tf.process import recursion_limit
 
 _SCALARS = {
     "loss/train": "train_loss",
@@ -55,9 +55,9 @@ class TensorBoardLog:
         Raises:
             UserError: tensorboard is not installed.
         """
-        need("tensorboard", "tensorboard")
+        optional_import("tensorboard", "tensorboard")
         self._model, self._batch, self._pictures, self._every = model, batch, pictures, every
-        with room_for_depth(len(model.layers)):
+        with recursion_limit(len(model.layers)):
             self._copy = keras.models.clone_model(model)
         self._gradients = _make_gradients(self._copy)
         self._writer = tf.summary.create_file_writer(str(folder))
@@ -97,9 +97,9 @@ class TensorBoardLog:
 
 
 def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
-    """The kernels of the first convolution side by side, uint8 (H, W, 3); grey is zero.
+    """The kernels of the first convolution side by side, uint8 (H, W, 3); gray is zero.
 
-    Kernels over three channels are shown as colours, others as the mean over their channels.
+    Kernels over three channels are shown as colors, others as the mean over their channels.
     None where the model has no convolution.
     """
     first = next((layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)

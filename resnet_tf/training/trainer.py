@@ -7,20 +7,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.training.checkpoint import State, make_keeper, run_variables
-from resnet_tf.training.distribute import Agreement, Replicas
+from resnet_tf.training.checkpoint import TrainState, make_checkpoint_manager, run_variables
+from resnet_tf.training.distribute import DecisionSync, Distribution
 from resnet_tf.training.logs import write_rows
-from resnet_tf.training.run_dir import RunFolder
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.runtime import StopRequest
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.state import BatchSource, Diverged, Intervals, Peers, Reporter, Stopped, Sums, Switch, Validate
-from resnet_tf.training.step import TrainStep, Updates
+from resnet_tf.training.state import Diverged, Intervals, Loader, Logger, MetricTotals, Peers, Stopped, Validate
+from resnet_tf.training.step import StepRunner, Switch, TrainStep
 
 
-class Training:
+class Trainer:
     """One run: a model that goes from its first to its last update in a run folder.
 
-    Everything that the future depends on is in the variables or in `State`, and goes into
+    Everything that the future depends on is in the variables or in `TrainState`, and goes into
     each checkpoint; so a run that is stopped anywhere and resumed ends with the same bits.
     """
 
@@ -31,12 +31,12 @@ class Training:
         optimizer: keras.optimizers.Optimizer,
         step: TrainStep,
         schedule: Schedule,
-        batches: BatchSource,
+        batches: Loader,
         validate: Validate | None,
         save_best: Callable[[dict[str, Any]], None],
-        folder: RunFolder,
+        folder: RunDir,
         intervals: Intervals,
-        reporter: Reporter,
+        reporter: Logger,
         rollbacks: int = 0,
         patience: int = 0,
         steps: TrainStep | None = None,
@@ -71,10 +71,10 @@ class Training:
             average: the model that holds the moving averages of the weights, where the steps move one.
             peers: the processes that share the run; None where there is one.
         """
-        peers = peers or Replicas()
+        peers = peers or Distribution()
         self.model = model
         self.optimizer = optimizer
-        self.updates = Updates(step, steps, steps_per_call, switch)
+        self.updates = StepRunner(step, steps, steps_per_call, switch)
         self.schedule = schedule
         self.batches = batches
         self.validate = validate
@@ -90,11 +90,11 @@ class Training:
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self._since = Sums()
+        self._since = MetricTotals()
         self._rolled_back = 0
         self._seconds = 0.0
-        self._keeper = make_keeper(folder, reporter.say, peers)
-        self._agreement = Agreement(peers)
+        self._keeper = make_checkpoint_manager(folder, reporter.log, peers)
+        self._agreement = DecisionSync(peers)
         self._saved_at = time.monotonic()
 
     @property
@@ -177,7 +177,7 @@ class Training:
                     self._count_time(started)
                     self._pause(evaluate, save, rates[-1])
                     if self.exhausted:
-                        self.reporter.say(f"ending early: no better validation in {self.patience} evaluations")
+                        self.reporter.log(f"ending early: no better validation in {self.patience} evaluations")
                         return
                     started = time.monotonic()
                 # One that came during the pause waits for the next look where others must hear of it first.
@@ -260,13 +260,13 @@ class Training:
         row["evaluation_seconds"] = round(took, 3)
         row["seconds"] = round(self._seconds, 1)
         self.rows.append(row)
-        self._since = Sums()
+        self._since = MetricTotals()
         accuracy = row["validation_accuracy"]
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
             best = {"iteration": self.step, "validation_accuracy": accuracy}
-            if self._keeper.guarded("best.keras", lambda: self.save_best(best)):
+            if self._keeper.try_write("best.keras", lambda: self.save_best(best)):
                 self.best = best
-        self._keeper.guarded("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
+        self._keeper.try_write("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
         self.reporter.evaluated(row)
 
     def _checkpoint_due(self) -> bool:
@@ -279,20 +279,20 @@ class Training:
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        state = State(
+        state = TrainState(
             self.step, self.rows, self.best, self.schedule.state, self._since, self._seconds, self._rolled_back
         )
         self._keeper.save(self._variables(), state)
 
     def _roll_back(self, why: str) -> None:
-        self.reporter.say(why)
+        self.reporter.log(why)
         rolled_back, best = self._rolled_back + 1, self.best
         if not self.resume():
             raise Diverged(f"{why}; there is no checkpoint to roll back to")
         self.schedule.state["factor"] *= 0.5 ** (rolled_back - self._rolled_back)
         self._rolled_back = rolled_back
         self.best = best  # best.keras is on the disk, whatever came after it
-        self.reporter.say(
+        self.reporter.log(
             f"rolled back to iteration {self.step} with the learning rate times {self.schedule.state['factor']:g}"
         )
 

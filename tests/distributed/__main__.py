@@ -48,7 +48,7 @@ def kill(work: Path, findings: Findings) -> None:
     for name, victim in (("chief", 0), ("other", 1), ("launcher", None)):
         folder = work / f"killed-{name}"
         took, why = kill_one(folder, victim, 50, *LONG)
-        print(f"     {why or 'nobody is left to say why'}", flush=True)
+        print(f"     {why or 'nobody is left to log why'}", flush=True)
         findings.add(f"seconds from the kill of the {name} until all have ended", took, 15)
         together(2, folder, *LONG)
         findings.add(f"final weights after the kill of the {name} from undisturbed ones", farthest(whole, folder), 0)

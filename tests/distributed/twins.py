@@ -16,10 +16,10 @@ import tensorflow as tf  # noqa: E402
 from resnet_tf.fused import fused_view, synchronized_batch_norm  # noqa: E402
 from resnet_tf.models.cifar import cifar_resnet  # noqa: E402
 from resnet_tf.recipes import Recipe, get_recipe  # noqa: E402
-from resnet_tf.training.distribute import Replicas, make_replicas  # noqa: E402
-from resnet_tf.training.optimizer import make_average, make_optimizer  # noqa: E402
+from resnet_tf.training.distribute import Distribution, make_distribution  # noqa: E402
+from resnet_tf.training.optimizer import make_ema, make_optimizer  # noqa: E402
 from resnet_tf.training.runtime import set_threads  # noqa: E402
-from resnet_tf.training.step import cross_entropy, make_train_step, make_train_steps  # noqa: E402
+from resnet_tf.training.step import cross_entropy, make_multi_step, make_train_step  # noqa: E402
 
 RECIPE = dataclasses.replace(get_recipe("he2015"), weight_decay=0.01)
 BATCH = 16
@@ -34,13 +34,13 @@ class Run:
     """A ResNet-8 with fixed first weights on some replicas."""
 
     def __init__(
-        self, replicas: Replicas, recipe: Recipe = RECIPE, *, sync_bn: bool = False, policy: str = "float32"
+        self, replicas: Distribution, recipe: Recipe = RECIPE, *, sync_bn: bool = False, policy: str = "float32"
     ) -> None:
         self.replicas = replicas
         with replicas.scope():
             keras.utils.set_random_seed(1)
             self.model = cifar_resnet(8, version=1, input_shape=(16, 16, 3), mean=(125.0,) * 3, std=(63.0,) * 3)
-            self.average = None if recipe.ema is None else make_average(self.model)
+            self.average = None if recipe.ema is None else make_ema(self.model)
             self.optimizer = make_optimizer(recipe, policy)
             self.optimizer.build(self.model.trainable_variables)
             view = fused_view(self.model, policy, sync_bn=sync_bn)
@@ -79,10 +79,10 @@ def agree(run: Run) -> bool:
     return all(all(np.array_equal(copy[0], other) for other in copy) for copy in copies)
 
 
-def difference(pair: Replicas, steps: int, rate: float = 0.01, policy: str = "float32", **changes: object) -> float:
-    """What two replicas with synchronised statistics and one device differ by after some steps of a recipe."""
+def difference(pair: Distribution, steps: int, rate: float = 0.01, policy: str = "float32", **changes: object) -> float:
+    """What two replicas with synchronized statistics and one device differ by after some steps of a recipe."""
     recipe = dataclasses.replace(RECIPE, **changes)  # type: ignore[arg-type]
-    runs = [Run(replicas, recipe, sync_bn=True, policy=policy) for replicas in (Replicas(), pair)]
+    runs = [Run(replicas, recipe, sync_bn=True, policy=policy) for replicas in (Distribution(), pair)]
     results = [run.train(steps, rate) for run in runs]
     assert np.abs(results[0] - results[1]).max() < 1e-4, results
     return farthest(*runs)
@@ -101,7 +101,7 @@ def halves(run: Run) -> list[float]:
     return losses
 
 
-def large_mean(pair: Replicas) -> dict[str, float]:
+def large_mean(pair: Distribution) -> dict[str, float]:
     """Errors against float64 where the mean is a thousand times the deviation, over two unequal halves."""
     rng = np.random.default_rng(0)
     shape = (4, 8, 8, 3)
@@ -151,7 +151,7 @@ def large_mean(pair: Replicas) -> dict[str, float]:
 
 def main() -> None:
     set_threads(1)
-    pair = make_replicas("mirrored", "cpu", 2)
+    pair = make_distribution("mirrored", "cpu", 2)
     found: dict[str, object] = {"replicas": pair.count, "large_mean": large_mean(pair)}
     found["sync"] = difference(pair, 20, rate=0.001)
     found["nesterov, clipped, averaged"] = difference(pair, 3, nesterov=True, clip_norm=0.5, ema=0.9)
@@ -163,7 +163,7 @@ def main() -> None:
     found["agree"] = agree(own)
     several = Run(pair)
     batches = [some_batch(k) for k in range(5)]
-    together = make_train_steps(several.step, several.model)(
+    together = make_multi_step(several.step, several.model)(
         np.stack([images for images, _ in batches]),
         np.stack([labels for _, labels in batches]),
         np.full(5, 0.01, np.float32),
