@@ -13,22 +13,22 @@ class DrawnBox(Protocol):
     """What the picture needs to know of a unit."""
 
     @property
-    def title(self) -> str: ...  # noqa: D102
+    def title(self) -> str: ...
 
     @property
-    def stage(self) -> str: ...  # noqa: D102
+    def stage(self) -> str: ...
 
     @property
-    def lines(self) -> tuple[str, ...]: ...  # noqa: D102
+    def lines(self) -> tuple[str, ...]: ...
 
     @property
-    def shortcut(self) -> str | None: ...  # noqa: D102
+    def shortcut(self) -> str | None: ...
 
     @property
-    def output_shape(self) -> tuple[int | None, ...]: ...  # noqa: D102
+    def output_shape(self) -> tuple[int | None, ...]: ...
 
     @property
-    def count(self) -> int: ...  # noqa: D102
+    def count(self) -> int: ...
 
 
 def draw_network(boxes: Sequence[DrawnBox], title: str) -> Any:
