@@ -1,8 +1,9 @@
 """Run a network on images: compiled, in batches, and scored."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from math import isnan
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -12,7 +13,10 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.errors import UserError
+from resnet_tf.folding import fold_batch_norm
+from resnet_tf.fused import fused_view
 from resnet_tf.reports import metrics
+from resnet_tf.reports.html import write_report
 
 OutputType = Literal["logits", "softmax"]
 
@@ -24,11 +28,19 @@ _LOSS_SUMS = {
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """What a network scores on a set of images.
+    """How a network does on a set of images.
 
-    `loss` is the mean cross-entropy in nats; `top1`, `top5` and `per_class` are fractions, None for a class without
-    images; `confusion` counts images, rows are true classes. `images_per_second` leaves the first batch out where
-    there are others, because compiling falls into it.
+    Attributes:
+        loss: mean cross-entropy in nats.
+        top1: fraction of images whose true class has the highest output.
+        top5: fraction of images whose true class is among the five highest.
+        images: number of images.
+        per_class: fraction right of each class, None for a class without images.
+        confusion: images by true class (rows) and predicted class.
+        images_per_second: without the first batch, where there are others, because compiling falls into it.
+        name: the model and the data in words.
+        data_source: in words, which variant of the data it is.
+        class_names: names of the classes.
     """
 
     loss: float
@@ -38,13 +50,78 @@ class EvalMetrics:
     per_class: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
     images_per_second: float
+    name: str = ""
+    data_source: str | None = None
+    class_names: tuple[str, ...] = ()
+    predictions: metrics.Predictions | None = field(default=None, compare=False)
+    pictures: Any = field(default=None, compare=False)
+    curves: Path | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain numbers and lists for JSON; the loss of a diverged network stays NaN."""
-        return asdict(self) | {
+        """Return the numbers as plain values and lists for JSON; the loss of a diverged network stays NaN."""
+        return {
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "images": self.images,
             "per_class": list(self.per_class),
             "confusion": [list(row) for row in self.confusion],
+            "images_per_second": self.images_per_second,
         }
+
+    def describe(self) -> str:
+        """The numbers as a person reads them, with the confusion matrix of up to 20 classes."""
+        lines = [
+            f"loss {self.loss:.4f}, top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, "
+            f"{self.images} images, {self.images_per_second:.0f} images/s"
+        ]
+        names = self.class_names or tuple(f"class {index}" for index in range(len(self.per_class)))
+        width = max(map(len, names))
+        for name, share, row in zip(names, self.per_class, self.confusion, strict=True):
+            percent = "   -  " if share is None else f"{100 * share:6.2f}"
+            counts = " " + " ".join(f"{count:5d}" for count in row) if len(row) <= 20 else ""
+            lines.append(f"{name:>{width}} {percent} %{counts}")
+        return "\n".join(lines)
+
+    def report(self, folder: str | Path, examples: str = "wrong") -> Path:
+        """Write pictures, tables and report.html to a folder.
+
+        Args:
+            folder: made if missing; files of the same names are replaced.
+            examples: which images it shows: "wrong" (the surest mistakes), "right" or "random".
+
+        Returns:
+            Path of report.html.
+
+        Raises:
+            UserError: the folder cannot be written, or the model's outputs are not finite.
+        """
+        folder = Path(folder)
+        if self.predictions is None:
+            raise UserError(f"{self.name or 'these metrics'} came without predictions; use resnet_tf.evaluate()")
+        numbers = self.as_dict() | ({} if self.data_source is None else {"data_source": self.data_source})
+        more = [("Course of the training", self.curves)] if self.curves and self.curves.exists() else []
+        try:
+            write_report(
+                folder,
+                self.predictions,
+                self.pictures,
+                numbers,
+                title=self.name,
+                examples=examples,
+                more_pictures=more,
+            )
+        except OSError as error:
+            raise UserError(
+                f"report={str(folder)!r} cannot be written ({error.strerror}); give another folder", argument="report"
+            ) from error
+        return folder / "report.html"
+
+    def __repr__(self) -> str:
+        return (
+            f"<EvalMetrics loss {self.loss:.4f}, top1 {100 * self.top1:.2f} %, top5 {100 * self.top5:.2f} %, "
+            f"{self.images} images>"
+        )
 
 
 def output_type(model: keras.Model) -> OutputType:
@@ -70,9 +147,9 @@ def output_type(model: keras.Model) -> OutputType:
     )
 
 
-def compiled_forward(network: keras.Model) -> Callable[[ArrayLike], tf.Tensor]:
-    """Compile inference: uint8 (B, H, W, C) to the network's output (B, classes), traced once for every B."""
-    images = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
+def compiled_forward(network: keras.Model, image_dtype: tf.DType = tf.uint8) -> Callable[[ArrayLike], tf.Tensor]:
+    """Compile inference: images (B, H, W, C) to the network's output (B, classes), traced once for every B."""
+    images = tf.TensorSpec((None, *network.input_shape[1:]), image_dtype)
 
     @tf.function(input_signature=[images])
     def forward(batch: tf.Tensor) -> tf.Tensor:
@@ -81,7 +158,16 @@ def compiled_forward(network: keras.Model) -> Callable[[ArrayLike], tf.Tensor]:
     return forward
 
 
-def score(
+def compiled_inference(
+    model: keras.Model, precision: str = "float32", fold_bn: bool = False, image_dtype: tf.DType = tf.uint8
+) -> Callable[[ArrayLike], tf.Tensor]:
+    """Compile a model's inference through its fused view; a model that is not functional runs as it stands."""
+    if not hasattr(model, "operations"):
+        return compiled_forward(model, image_dtype)
+    return compiled_forward(fused_view(fold_batch_norm(model) if fold_bn else model, precision), image_dtype)
+
+
+def evaluate_arrays(
     forward: Callable[[NDArray[np.uint8]], Any],
     images: NDArray[np.uint8],
     labels: ArrayLike,
@@ -90,9 +176,9 @@ def score(
     classes: int,
     batch_size: int = 500,
 ) -> EvalMetrics:
-    """Score `forward` on uint8 images (N, H, W, C) with integer labels (N,), in batches; the last may be smaller.
+    """Evaluate `forward` on uint8 images (N, H, W, C) with integer labels (N,), in batches; the last may be smaller.
 
-    Otherwise as `score_batches`; raises ValueError also for lengths that differ.
+    Otherwise as `evaluate_batches`; raises ValueError also for lengths that differ.
     """
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; give 1 or more")
@@ -100,17 +186,17 @@ def score(
     if true.shape != (len(images),):
         raise ValueError(f"labels have the shape {true.shape} for {len(images)} images")
     parts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    return score_batches(forward, ((images[part], true[part]) for part in parts), kind=kind, classes=classes)
+    return evaluate_batches(forward, ((images[part], true[part]) for part in parts), kind=kind, classes=classes)
 
 
-def score_batches(
+def evaluate_batches(
     forward: Callable[[NDArray[np.uint8]], Any],
     batches: Iterable[tuple[NDArray[np.uint8], ArrayLike]],
     *,
     kind: OutputType,
     classes: int,
 ) -> EvalMetrics:
-    """Score `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one of them in memory at a time.
+    """Evaluate `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one of them in memory at a time.
 
     `forward` maps a batch to outputs (B, classes) of the given `kind`. Raises UserError for no images and where
     outputs, labels and `classes` disagree, ValueError for an unknown kind.

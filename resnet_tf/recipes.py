@@ -1,26 +1,63 @@
 """Training recipes as data: the papers' settings, and ours. Imports no TensorFlow."""
 
 import dataclasses
+import numbers
 from typing import Any
 
 from resnet_tf.errors import UserError
 
-SCHEDULES = ("piecewise", "cosine", "onecycle", "plateau", "constant")
-WARMUPS = ("none", "iterations", "error", "linear")
-DECAYS = ("kernels", "all")
-PAD_MODES = ("mean", "black", "reflect")
-MONITORS = ("validation-accuracy", "minibatch-loss")
-OPTIMIZERS = ("sgd", "adam", "adamw")
-CLASS_WEIGHTS = ("none", "balanced")
-CHOICES = {
-    "schedule": SCHEDULES,
-    "warmup": WARMUPS,
-    "decay": DECAYS,
-    "pad_mode": PAD_MODES,
-    "monitor": MONITORS,
-    "optimizer": OPTIMIZERS,
-    "class_weights": CLASS_WEIGHTS,
-}
+
+def setting(
+    default: Any,
+    text: str = "",
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    **metadata: Any,
+) -> Any:
+    """A dataclass field that carries what its check and its command-line flag need: help, choices or range.
+
+    `low` and `high` are allowed themselves. `metadata` may give "flag" (where it is not the name), "parse" (text to
+    value), "metavar" and "group"; "flag": None makes no flag.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": text, "choices": choices, "low": low, "high": high, **metadata}
+    )
+
+
+def check_fields(instance: Any) -> None:
+    """Check every field of a dataclass made with `setting` against its choices and range.
+
+    Raises:
+        UserError: a value is not allowed; the message says what is.
+    """
+    for field in dataclasses.fields(instance):
+        name, value, allowed = field.name, getattr(instance, field.name), field.metadata
+        if value is None and field.default is None:
+            continue
+        if allowed.get("choices") and value not in allowed["choices"]:
+            raise UserError(f"{name}={value!r} is not known; allowed: {', '.join(allowed['choices'])}", argument=name)
+        low, high = allowed.get("low"), allowed.get("high")
+        if low is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise UserError(f"{name}={value!r} is not a number; allowed: {low} to {high:g}", argument=name)
+        if isinstance(low, int) and isinstance(high, int) and value != int(value):
+            raise UserError(f"{name}={value!r} is not a whole number; allowed: {low} to {high}", argument=name)
+        if not low <= value <= high:  # also catches NaN
+            shown = high if isinstance(high, int) and high < 10**10 else f"{high:g}"
+            raise UserError(f"{name}={value!r} is out of range; allowed: {low} to {shown}", argument=name)
+
+
+def fraction_or_count(text: str) -> float:
+    """A fraction such as 0.1, or a whole number of images."""
+    return int(text) if text.isdigit() else float(text)
+
+
+def floats(text: str) -> tuple[float, ...]:
+    """Numbers such as 0.5,0.75; the ValueError of anything else becomes a line of the parser's."""
+    return tuple(float(part) for part in text.split(","))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,43 +70,42 @@ class Recipe:
         name: what the recipe is called.
         about: one line on where it comes from.
         batch_size: images a step.
-        iterations: updates in all; exactly one of `iterations` and `epochs` is set.
-        epochs: length in passes over the training part, each of N // batch_size updates.
+        iterations: steps in all; exactly one of `iterations` and `epochs` is set.
+        epochs: length in passes over the training part, each of N // batch_size steps.
         learning_rate: the highest learning rate.
-        schedule: "piecewise" (times `drop_factor` at each of `drops`), "cosine" (to 0), "onecycle"
-            (linear from `start_factor` to 1 over `rise`, then linear to 0), "plateau" (times
-            `drop_factor` when `monitor` has not improved for `patience` checks) or "constant".
+        schedule: "piecewise" (times `drop_factor` at each of `drops`), "cosine" (to 0), "onecycle" (linear from
+            `start_factor` to 1 over `rise`, then linear to 0), "plateau" (times `drop_factor` when `monitor` has not
+            improved for `patience` checks) or "constant".
         drops: fractions of the length at which a piecewise schedule drops.
-        drop_factor: what a drop multiplies the learning rate with.
+        drop_factor: what a drop multiplies the learning rate by.
         start_factor: where a one-cycle schedule starts, relative to `learning_rate`.
         rise: fraction of the length in which a one-cycle schedule rises.
-        monitor: what a plateau schedule watches: "validation-accuracy" (a check at each
-            evaluation) or "minibatch-loss" (a check every 100 iterations, on their mean).
+        monitor: what a plateau schedule watches: "validation-accuracy" (a check at each evaluation) or
+            "minibatch-loss" (a check every 100 steps, on their mean).
         patience: checks without improvement before a plateau schedule drops.
         warmup: "none", "iterations" (`warmup_iterations` at `warmup_learning_rate`), "error" (at
-            `warmup_learning_rate` until the training error over 100 iterations is below 80 %;
-            1512.03385 section 4.2) or "linear" (from `warmup_learning_rate` in equal steps to the
-            schedule's in `warmup_iterations`; 1706.02677 section 2.2).
+            `warmup_learning_rate` until the training error over 100 steps is below 80 %; 1512.03385 section 4.2) or
+            "linear" (from `warmup_learning_rate` in equal steps to the schedule's in `warmup_iterations`;
+            1706.02677 section 2.2).
         warmup_iterations: length of an "iterations" or "linear" warm-up.
         warmup_learning_rate: learning rate of the warm-up, of a "linear" one the first.
         optimizer: "sgd", "adam" or "adamw"; all take the schedule's learning rate.
         momentum: of SGD.
-        nesterov: Nesterov's momentum in place of the plain one.
+        nesterov: Nesterov momentum in place of the plain one.
         weight_decay: λ of the gradient term λ·w, that is of λ · Σ tf.nn.l2_loss(w) in the loss; under AdamW, that of
             w -= learning rate · λ · w beside the update.
         decay: "kernels" (convolutions and classifier) or "all" trainable variables.
-        clip_norm: largest norm of all gradients together (decay included); longer ones are scaled down to it. None
-            leaves them as they are.
+        clip_norm: largest global norm of the gradients (decay included); larger ones are scaled down. None: no limit.
         label_smoothing: share of the target that is spread evenly over all classes.
         class_weights: "none", or "balanced": each class counts as much as the others, however many images it has.
-        accumulate: equal parts in which a batch goes through the network, for one update; fits batches into a small
-            memory. Batch normalization takes its statistics from each part.
+        accumulate: equal microbatches of a batch, for one step with less memory. Batch normalization takes its
+            statistics from each.
         ema: decay of the exponential moving average of the weights that is validated and saved in their place, or
-            None; in the first updates it is lower, (1 + t) / (10 + t) after t of them.
-        early_stopping: evaluations without a gain of validation accuracy after which the training ends; 0 for never.
-            Where everything trains from some iteration on, they count from there.
-        validation_size: part of the training images kept for validation: a fraction below 1,
-            or a count; 0 trains on all.
+            None; in the first steps it is lower, (1 + t) / (10 + t) after t of them.
+        early_stopping: evaluations without a better validation accuracy after which the training ends; 0 for never.
+            Where everything trains only from some step on, they count from there.
+        validation_size: part of the training images kept for validation: a fraction below 1, or a count; 0 trains
+            on all.
         pad: pixels of padding before the random crop.
         pad_mode: "mean" (zero after normalization), "black" or "reflect".
         shortcut: the builder's shortcut, or None for the network's own.
@@ -77,47 +113,89 @@ class Recipe:
 
     name: str
     about: str
-    batch_size: int = 128
-    iterations: int | None = None
-    epochs: float | None = None
-    learning_rate: float = 0.1
-    schedule: str = "piecewise"
-    drops: tuple[float, ...] = (0.5, 0.75)
-    drop_factor: float = 0.1
-    start_factor: float = 0.1
-    rise: float = 0.25
-    monitor: str = "validation-accuracy"
-    patience: int = 10
-    warmup: str = "none"
-    warmup_iterations: int = 0
-    warmup_learning_rate: float = 0.01
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay: str = "kernels"
-    optimizer: str = "sgd"
-    clip_norm: float | None = None
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    accumulate: int = 1
-    ema: float | None = None
-    early_stopping: int = 0
-    validation_size: float = 0.1
-    pad: int = 4
-    pad_mode: str = "mean"
-    shortcut: str | None = None
+    batch_size: int = setting(128, "images a step", low=1, high=1_000_000)
+    iterations: int | None = setting(
+        None, "steps in all; drops and warm-up keep their proportions", low=1, high=10**9, parse=int
+    )
+    epochs: float | None = setting(
+        None, "length in epochs instead of iterations; a warm-up keeps its iterations", low=1e-9, high=1e6, parse=float
+    )
+    learning_rate: float = setting(0.1, "highest learning rate", low=0, high=1e6)
+    schedule: str = setting("piecewise", choices=("piecewise", "cosine", "onecycle", "plateau", "constant"))
+    drops: tuple[float, ...] = setting(
+        (0.5, 0.75), "comma-separated fractions of the length, such as 0.5,0.75", parse=floats
+    )
+    drop_factor: float = setting(0.1, low=0, high=1.0)
+    start_factor: float = setting(0.1, low=0, high=1.0)
+    rise: float = setting(0.25, low=0, high=1.0)
+    monitor: str = setting("validation-accuracy", choices=("validation-accuracy", "minibatch-loss"))
+    patience: int = setting(10, low=1, high=1_000_000)
+    warmup: str = setting(
+        "none",
+        "low learning rate at the start: constant, or (linear) growing",
+        choices=("none", "iterations", "error", "linear"),
+    )
+    warmup_iterations: int = setting(0, low=0, high=10**9)
+    warmup_learning_rate: float = setting(0.01, low=0, high=1e6)
+    momentum: float = setting(0.9, low=0, high=1.0)
+    nesterov: bool = setting(False)
+    weight_decay: float = setting(1e-4, "lambda of the gradient term lambda*w", low=0, high=1e3)
+    decay: str = setting("kernels", "which variables decay", choices=("kernels", "all"))
+    optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw"))
+    clip_norm: float | None = setting(None, "largest global norm of the gradients", low=1e-9, high=1e9, parse=float)
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", low=0, high=0.99)
+    class_weights: str = setting(
+        "none", "balanced: every class counts alike, however many images it has", choices=("none", "balanced")
+    )
+    accumulate: int = setting(
+        1, "equal microbatches in which a batch is computed, to save memory (default: 1)", low=1, high=1_000_000
+    )
+    ema: float | None = setting(
+        None,
+        "decay of a moving average of the weights, such as 0.999, that is validated and saved in their place",
+        parse=float,
+    )
+    early_stopping: int = setting(
+        0,
+        "evaluations without a better validation accuracy after which it ends (0: never); from --unfreeze-at on, "
+        "where that is given",
+        low=0,
+        high=1_000_000,
+    )
+    validation_size: float = setting(
+        0.1,
+        "part of the training images kept for validation: fraction, or count; 0 trains on all",
+        low=0,
+        high=1e9,
+        parse=fraction_or_count,
+    )
+    pad: int = setting(4, low=0, high=1000)
+    pad_mode: str = setting("mean", choices=("mean", "black", "reflect"))
+    shortcut: str | None = setting(None, flag=None)
 
     def length(self, images: int) -> int:
-        """Updates in all when the training part has this many images."""
+        """Steps in all for a training part of this many images."""
+        return self.length_of(images // self.batch_size)
+
+    def length_of(self, steps_per_epoch: int) -> int:
+        """Steps in all for epochs of this many steps."""
         if self.iterations is not None:
             return self.iterations
-        return max(1, round((self.epochs or 0) * (images // self.batch_size)))
+        return max(1, round((self.epochs or 0) * steps_per_epoch))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields in plain JSON types."""
         fields = dataclasses.asdict(self)
         return {**fields, "drops": list(self.drops)}
 
+    def describe(self) -> str:
+        """The fields that differ from the defaults, in one line."""
+        values = {field.name: getattr(self, field.name) for field in RECIPE_FIELDS}
+        return ", ".join(f"{field.name}={values[field.name]}" for field in RECIPE_FIELDS if values[field.name] != field.default)
+
+
+# Name and about are not settings.
+RECIPE_FIELDS = tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "about"))
 
 RECIPES = {
     recipe.name: recipe
@@ -160,7 +238,7 @@ def get_recipe(name: str) -> Recipe:
         UserError: there is none; the message names those that exist.
     """
     if name not in RECIPES:
-        raise UserError(f"recipe {name!r} is not known; allowed: {', '.join(RECIPES)}")
+        raise UserError(f"recipe {name!r} is not known; allowed: {', '.join(RECIPES)}", argument="recipe")
     return RECIPES[name]
 
 
@@ -176,90 +254,70 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
         UserError: a value is out of its range; the message says what is allowed.
     """
     if "iterations" in changes and "epochs" in changes:
-        raise UserError("--iterations and --epochs exclude each other: give one of them")
+        raise UserError("iterations=… and epochs=… exclude each other: give one of them", argument="epochs")
     if "iterations" in changes:
         if recipe.iterations and recipe.warmup_iterations and "warmup_iterations" not in changes:
-            scaled = recipe.warmup_iterations * changes["iterations"] / recipe.iterations
-            changes["warmup_iterations"] = max(1, round(scaled))
+            shortened = recipe.warmup_iterations * changes["iterations"] / recipe.iterations
+            changes["warmup_iterations"] = max(1, round(shortened))
         changes["epochs"] = None
     elif "epochs" in changes:
         changes["iterations"] = None
+    if "drops" in changes:
+        changes["drops"] = tuple(changes["drops"])
     changed = dataclasses.replace(recipe, **changes)
     _check(changed)
     return changed
 
 
 def check_validation(recipe: Recipe, images: int) -> None:
-    """Find out whether a recipe can do with this number of validation images.
+    """Refuse a recipe that goes by the validation accuracy where there are no validation images.
 
     Raises:
-        UserError: there are none, and it goes by them.
+        UserError: that is so.
     """
     if images == 0 and recipe.early_stopping:
         raise UserError(
-            "--early-stopping goes by the validation accuracy and needs validation images; "
-            "use --validation-size above 0"
+            f"early_stopping={recipe.early_stopping} goes by the validation accuracy and needs validation images; use "
+            "validation_size=… above 0",
+            argument="early_stopping",
         )
     if images == 0 and recipe.schedule == "plateau" and recipe.monitor == "validation-accuracy":
         raise UserError(
-            "a plateau schedule on the validation accuracy needs validation images; "
-            "use --validation-size above 0 or --monitor minibatch-loss"
+            "a plateau schedule on the validation accuracy needs validation images; use validation_size=… above 0 or "
+            "monitor='minibatch-loss'",
+            argument="validation_size",
         )
 
 
-def scaled(recipe: Recipe, usual: int, start: float | None = None) -> Recipe:
-    """The recipe with a learning rate for batches of `usual` images made one for its own (1706.02677, section 2.1).
+def scaled(recipe: Recipe, default_batch_size: int, warmup_start: float | None = None) -> Recipe:
+    """The recipe with its learning rate scaled from the default batch size to its own (1706.02677, section 2.1).
 
-    A "linear" warm-up begins at `start`, or where that is None at the learning rate as it was; lengths in iterations
+    A "linear" warm-up begins at `warmup_start`, or where that is None at the learning rate as it was; lengths in steps
     stay as they are.
     """
-    rate = recipe.learning_rate * recipe.batch_size / usual
+    learning_rate = recipe.learning_rate * recipe.batch_size / default_batch_size
     # 0.1 for three times the images is 0.3, not 0.30000000000000004.
-    changes: dict[str, Any] = {"learning_rate": float(f"{rate:.12g}")}
-    if recipe.warmup == "linear" and start is None:
+    changes: dict[str, Any] = {"learning_rate": float(f"{learning_rate:.12g}")}
+    if recipe.warmup == "linear" and warmup_start is None:
         changes["warmup_learning_rate"] = recipe.learning_rate
     return override(recipe, **changes)
 
 
 def _check(recipe: Recipe) -> None:
-    for field, allowed in CHOICES.items():
-        if getattr(recipe, field) not in allowed:
-            raise UserError(f"--{_flag(field)} {getattr(recipe, field)} is not known; allowed: {', '.join(allowed)}")
-    ranges = {
-        "batch_size": (1, 1_000_000),
-        "learning_rate": (0, 1e6),
-        "drop_factor": (0, 1),
-        "start_factor": (0, 1),
-        "rise": (0, 1),
-        "patience": (1, 1_000_000),
-        "warmup_iterations": (0, 10**9),
-        "warmup_learning_rate": (0, 1e6),
-        "momentum": (0, 1),
-        "weight_decay": (0, 1e3),
-        "clip_norm": (1e-9, 1e9),
-        "label_smoothing": (0, 0.99),
-        "accumulate": (1, 1_000_000),
-        "early_stopping": (0, 1_000_000),
-        "validation_size": (0, 10**9),
-        "pad": (0, 1000),
-        "iterations": (1, 10**9),
-        "epochs": (1e-9, 10**6),
-    }
-    for field, (low, high) in ranges.items():
-        value = getattr(recipe, field)
-        if value is not None and not low <= value <= high:  # also catches NaN
-            raise UserError(f"--{_flag(field)} {value} is out of range; allowed: {low} to {high:g}")
+    check_fields(recipe)
     if recipe.ema is not None and not 0 < recipe.ema < 1:
-        raise UserError(f"--ema {recipe.ema} is out of range; allowed: above 0 and below 1, such as 0.999")
+        raise UserError(f"ema={recipe.ema} is out of range; allowed: above 0 and below 1, such as 0.999", argument="ema")
     if recipe.batch_size % recipe.accumulate:
         raise UserError(
-            f"--accumulate {recipe.accumulate} does not divide the batch size {recipe.batch_size}; give a divisor of it"
+            f"accumulate={recipe.accumulate} does not divide the batch size {recipe.batch_size}; give a divisor of it",
+            argument="accumulate",
         )
     if any(not 0 < drop < 1 for drop in recipe.drops) or list(recipe.drops) != sorted(set(recipe.drops)):
-        raise UserError(f"--drops {recipe.drops} must rise and lie between 0 and 1: fractions of the length")
+        raise UserError(
+            f"drops={recipe.drops} must rise and lie between 0 and 1: fractions of the length", argument="drops"
+        )
     if recipe.warmup in ("iterations", "linear") and not recipe.warmup_iterations:
-        raise UserError(f"--warmup {recipe.warmup} needs its length; add --warmup-iterations N (he2016 has 400)")
-
-
-def _flag(field: str) -> str:
-    return field.replace("_", "-")
+        raise UserError(
+            f"warmup={recipe.warmup!r} needs its length; add warmup_iterations=N (he2016 has 400)",
+            argument="warmup_iterations",
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.inference import compiled_forward, output_type, score
+from resnet_tf.inference import compiled_forward, output_type, evaluate_arrays
 
 # Powers of two as "probabilities × 8" make every expected number below exact arithmetic on logarithms.
 LOGITS = np.log(
@@ -44,9 +44,9 @@ def check_by_hand(result):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 500])
 def test_numbers_by_hand_at_any_batch_size(batch_size):
     images = indexed_images(5)
-    check_by_hand(score(look_up(LOGITS), images, LABELS, kind="logits", classes=4, batch_size=batch_size))
+    check_by_hand(evaluate_arrays(look_up(LOGITS), images, LABELS, kind="logits", classes=4, batch_size=batch_size))
     shares = np.exp(LOGITS) / 8
-    check_by_hand(score(look_up(shares), images, LABELS, kind="softmax", classes=4, batch_size=batch_size))
+    check_by_hand(evaluate_arrays(look_up(shares), images, LABELS, kind="softmax", classes=4, batch_size=batch_size))
 
 
 def test_a_last_batch_of_three_weighs_as_three():
@@ -55,7 +55,7 @@ def test_a_last_batch_of_three_weighs_as_three():
     # The last three are hopeless, so that a mean of batch means would be far off.
     table[200:] = 0
     table[200:, 0], labels[200:] = 50, 9
-    result = score(look_up(table), indexed_images(203), labels, kind="logits", classes=10, batch_size=50)
+    result = evaluate_arrays(look_up(table), indexed_images(203), labels, kind="logits", classes=10, batch_size=50)
     table = table.astype(np.float32).astype(float)
     shares = np.exp(table) / np.exp(table).sum(axis=1, keepdims=True)
     assert result.loss == pytest.approx(-np.log(shares[np.arange(203), labels]).mean())
@@ -71,12 +71,12 @@ def test_every_image_is_seen_once_and_in_order():
         seen.extend(images[:, 0, 0, 0].tolist())
         return np.zeros((len(images), 4))
 
-    score(forward, indexed_images(7), [0] * 7, kind="logits", classes=4, batch_size=3)
+    evaluate_arrays(forward, indexed_images(7), [0] * 7, kind="logits", classes=4, batch_size=3)
     assert seen == list(range(7))
 
 
 def test_as_dict_is_json():
-    result = score(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=4)
+    result = evaluate_arrays(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=4)
     record = result.as_dict()
     assert list(record) == ["loss", "top1", "top5", "images", "per_class", "confusion", "images_per_second"]
     assert json.loads(json.dumps(record)) == record
@@ -84,7 +84,7 @@ def test_as_dict_is_json():
 
 def test_a_diverged_network_has_a_nan_loss_and_no_more_than_chance():
     table = np.full((8, 4), np.nan)
-    result = score(look_up(table), indexed_images(8), [0, 1, 2, 3] * 2, kind="logits", classes=4)
+    result = evaluate_arrays(look_up(table), indexed_images(8), [0, 1, 2, 3] * 2, kind="logits", classes=4)
     assert math.isnan(result.loss)
     assert result.top1 == 1 / 4
 
@@ -92,29 +92,29 @@ def test_a_diverged_network_has_a_nan_loss_and_no_more_than_chance():
 @pytest.mark.parametrize("labels", [[0, 4], [-1, 0]])
 def test_labels_beyond_the_classes_are_the_users(labels):
     with pytest.raises(UserError, match="4 classes"):
-        score(look_up(LOGITS), indexed_images(2), labels, kind="logits", classes=4)
+        evaluate_arrays(look_up(LOGITS), indexed_images(2), labels, kind="logits", classes=4)
 
 
 def test_another_number_of_outputs_is_the_users():
     with pytest.raises(UserError, match=r"\(5, 4\) where \(5, 10\)"):
-        score(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=10)
+        evaluate_arrays(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=10)
 
 
 def test_no_images_is_the_users():
     with pytest.raises(UserError, match="no images"):
-        score(look_up(LOGITS), indexed_images(0), [], kind="logits", classes=4)
+        evaluate_arrays(look_up(LOGITS), indexed_images(0), [], kind="logits", classes=4)
 
 
 def test_a_batch_size_of_zero_is_the_users():
     with pytest.raises(UserError, match="batch size is 0"):
-        score(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=4, batch_size=0)
+        evaluate_arrays(look_up(LOGITS), indexed_images(5), LABELS, kind="logits", classes=4, batch_size=0)
 
 
 def test_programming_errors():
     with pytest.raises(ValueError, match="kind is 'probabilities'"):
-        score(look_up(LOGITS), indexed_images(5), LABELS, kind="probabilities", classes=4)
+        evaluate_arrays(look_up(LOGITS), indexed_images(5), LABELS, kind="probabilities", classes=4)
     with pytest.raises(ValueError, match="for 5 images"):
-        score(look_up(LOGITS), indexed_images(5), LABELS[:4], kind="logits", classes=4)
+        evaluate_arrays(look_up(LOGITS), indexed_images(5), LABELS[:4], kind="logits", classes=4)
 
 
 def network(*last, size=8):
@@ -173,5 +173,5 @@ def test_score_of_a_compiled_network():
     model = network(dense())
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     labels = np.argmax(model(images, training=False), axis=1)
-    result = score(compiled_forward(model), images, labels, kind=output_type(model), classes=4, batch_size=4)
+    result = evaluate_arrays(compiled_forward(model), images, labels, kind=output_type(model), classes=4, batch_size=4)
     assert (result.top1, result.images) == (1.0, 7)

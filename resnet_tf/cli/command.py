@@ -1,32 +1,75 @@
-"""What all commands share: one-line errors, and TensorFlow without its start-up noise."""
+"""What all commands share: the parser, flags made from fields, and errors as one line."""
 
 import argparse
 import contextlib
-import json
+import dataclasses
+import io
 import os
+import re
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO, cast
 
-from resnet_tf.cli.output import flush_output, going_on_unheard, silence
+from resnet_tf.config import PRECISIONS
 from resnet_tf.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line and whose flags are not abbreviated."""
+    """Argument parser whose errors are one line and whose flags are not abbreviated.
+
+    Attributes:
+        flags: the flag of each argument of the command that was parsed last.
+    """
+
+    flags: ClassVar[dict[str, str]] = {}
 
     def __init__(self, **options: Any) -> None:
-        """Take the arguments of `argparse.ArgumentParser`."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and remember the flags, so that errors of the library can be told in them."""
+        Parser.flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print one line that ends in where to find help, and exit with code 2."""
-        line = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, fields: Iterable[dataclasses.Field], defaults: bool = True, group: str | None = None
+) -> None:
+    """Add a flag for each field made with `recipes.setting`; without `defaults`, one that is not given is None."""
+    groups: dict[str | None, Any] = {None: parser}
+    for field in fields:
+        meta, default = field.metadata, field.default if defaults else None
+        name = meta.get("flag", field.name)
+        if name is None:
+            continue
+        title = group or meta.get("group")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options: dict[str, Any] = {"dest": field.name, "default": default, "help": meta.get("help") or None}
+        if isinstance(field.default, bool):
+            options["action"] = "store_true" if defaults else argparse.BooleanOptionalAction
+        else:
+            kind = meta.get("parse") or (str if field.default is None else type(field.default))
+            options |= {"type": kind, "choices": meta.get("choices"), "metavar": meta.get("metavar")}
+        groups[title].add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def add_inference_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of how a model runs."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="what it computes in; 16 bits are faster where the processor has them, and change the results slightly",
+    )
+    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions first")
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -34,84 +77,105 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def floats(text: str) -> tuple[float, ...]:
-    """Likewise, such as 0.5,0.75."""
-    return tuple(float(part) for part in text.split(","))
+def check_output_file(argument: str, file: str | None) -> None:
+    """Refuse an output whose folder does not exist, or that is a folder."""
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UserError(f"{argument}={file!r}: the folder does not exist; make it or give another file")
+    if file and Path(file).is_dir():
+        raise UserError(f"{argument}={file!r} is a folder; give a file")
 
 
-def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], unheard: bool = False) -> int:
+def in_flags(message: str, flags: dict[str, str]) -> str:
+    """A message of the library with `argument=value` told as the command line has it: `--argument value`."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in flags:
+            return match[0]
+        if value == "True":
+            return flags[name]
+        value = ",".join(value[1:-1].split(", ")).rstrip(",") if value.startswith("(") else value.strip("'\"")
+        return f"{flags[name]} {value}"
+
+    return re.sub(r"\b([a-z][a-z0-9_]*)=('[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,;:)]+)", flag, message)
+
+
+def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], lasting: bool = False) -> int:
     """Run a command's main function and turn its errors into one line on stderr.
 
-    Args:
-        command: main function.
-        argv: its arguments.
-        unheard: whether it goes on when nobody takes what it prints.
-
-    Returns:
-        0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
-        reader of its output has gone (as with `| head`).
+    Returns 0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
+    reader of its output has gone (as with `| head`). One that is `lasting` goes on when nobody takes what it prints.
     """
-    with going_on_unheard() if unheard else contextlib.nullcontext():
+    with _lasting_output() if lasting else contextlib.nullcontext():
         try:
             code = command(argv)
-            flush_output()
+            _flush_output()
         except UserError as error:
-            print(f"resnet-tf: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"resnet-tf: error: {' '.join(in_flags(str(error), Parser.flags).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("resnet-tf: interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:
-            silence(sys.stdout)
+            _silence(sys.stdout)
             return 128 + signal.SIGPIPE
     return code if isinstance(code, int) else 0
 
 
-def load_tensorflow() -> None:
-    """Import TensorFlow and Keras without the lines that they print at start-up.
-
-    Several of those come from C++ before any setting can hide them, so stderr is redirected at the
-    level of the file descriptor while they are imported (tensorflow issue 100442). What was
-    swallowed is shown when the import fails.
-
-    Raises:
-        UserError: Keras is set to another backend, or cannot be imported.
-    """
-    if "tensorflow" in sys.modules and "keras" in sys.modules:
-        return
-    backend = _keras_backend()
-    if backend != "tensorflow":
-        raise UserError(
-            f"Keras is set to the backend {backend!r} (KERAS_BACKEND or keras.json); the commands need 'tensorflow': "
-            "set KERAS_BACKEND=tensorflow"
-        )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as noise:
-        os.dup2(noise.fileno(), 2)
-        try:
-            import keras  # noqa: F401
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-        except ImportError as error:
-            raise UserError(f"TensorFlow or Keras cannot be imported ({error}); reinstall them") from error
-        except BaseException:
-            noise.seek(0)
-            os.write(saved, noise.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+def escape_unprintable() -> None:
+    """Let stdout show what its encoding lacks, and file names that are no text, as escapes instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _keras_backend() -> str:
-    """The backend that Keras will take, read as Keras reads it: the variable first, then keras.json."""
-    if os.environ.get("KERAS_BACKEND"):
-        return os.environ["KERAS_BACKEND"]
-    path = Path(os.environ.get("KERAS_HOME") or Path("~").expanduser() / ".keras") / "keras.json"
+def _silence(stream: TextIO) -> None:
+    """Let what a stream still holds and all that follows vanish; the interpreter would fail over it at its end."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
+
+
+def _flush_output() -> None:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("backend", "tensorflow"))
-    except (OSError, ValueError, AttributeError):
-        return "tensorflow"
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence(sys.stdout)
+        raise UserError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere") from error
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """A context in which printing on stdout never fails, for work whose results are in files."""
+    with contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout))):
+        yield
+
+
+class _LastingStream:
+    """A stream that falls silent where it would fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        _silence(self._stream)
+        if isinstance(error, BrokenPipeError):
+            return  # `| head` wants to hear nothing of it
+        with contextlib.suppress(OSError):
+            print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)

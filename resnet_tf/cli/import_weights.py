@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.cli.command import Parser, floats, load_tensorflow
-from resnet_tf.cli.train_options import SHORTCUTS
+from resnet_tf.cli.command import Parser
+from resnet_tf.config import SHORTCUTS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
+from resnet_tf.process import load_tensorflow
+from resnet_tf.recipes import floats
 
 if TYPE_CHECKING:
     import keras

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from resnet_tf import __version__
-from resnet_tf.cli.command import Parser, run_command
-from resnet_tf.cli.output import escape_unprintable
+from resnet_tf.cli.command import Parser, escape_unprintable, run_command
 
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
@@ -21,7 +20,7 @@ COMMANDS = {
     "export": "write a model in another format and compare it",
 }
 # What these make is in files, and takes long.
-UNHEARD = ("train", "reproduce", "tune")
+LASTING = ("train", "reproduce", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=about, add_help=False)
     chosen = parser.parse_args(arguments[:1]).command
     module = importlib.import_module(f"resnet_tf.cli.{chosen.replace('-', '_')}")
-    return run_command(module.main, arguments[1:], unheard=chosen in UNHEARD)
+    return run_command(module.main, arguments[1:], lasting=chosen in LASTING)
 
 
 def entry_point() -> None:

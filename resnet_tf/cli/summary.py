@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import Parser, load_tensorflow
-from resnet_tf.cli.models import open_model
-from resnet_tf.cli.train_options import SHORTCUTS
+from resnet_tf.cli.command import Parser
+from resnet_tf.config import SHORTCUTS
 from resnet_tf.errors import UserError
+from resnet_tf.process import load_tensorflow
 
 
 def make_parser() -> Parser:
@@ -30,27 +30,21 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Print the table of a network.
-
-    Args:
-        argv: flags, see `--help`.
-
-    Returns:
-        Totals: parameters (trainable) and multiply_adds.
-
-    Raises:
-        UserError: there is no such network or file, an option does not fit, or the plot cannot be written.
-    """
+    """Print the table of a network; returns its totals: parameters (trainable) and multiply_adds."""
     arguments = make_parser().parse_args(argv)
     side = arguments.input_size
     if side is not None and side < 1:
-        raise UserError(f"--input-size {side} is out of range; give 1 or more")
-    if arguments.plot and Path(arguments.plot).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--plot {arguments.plot} has no known ending; allowed: .png, .pdf, .svg")
+        raise UserError(f"input_size={side} is out of range; give 1 or more")
+    plot = None if arguments.plot is None else Path(arguments.plot)
+    if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"plot={str(plot)!r} has no known ending; allowed: .png, .pdf, .svg")
     load_tensorflow()
-    from resnet_tf.summary import describe_summary, summarize
+    from resnet_tf.reports.architecture import draw_network
+    from resnet_tf.reports.plots import save
+    from resnet_tf.saving import build_or_load
+    from resnet_tf.summary import boxes_of, describe_summary, summarize
 
-    model = open_model(
+    model = build_or_load(
         arguments.model,
         classes=arguments.classes,
         input_shape=side and (side, side, 3),
@@ -60,21 +54,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     stages = summarize(model)
     print(f"{model.name}\n{describe_summary(stages)}")
-    if arguments.plot:
-        _plot(model, Path(arguments.plot))
+    if plot is not None:
+        try:
+            save(draw_network(boxes_of(model), model.name), plot)
+        except OSError as error:
+            raise UserError(f"plot={str(plot)!r} cannot be written ({error.strerror}); give another file") from error
+        print(f"drawn in {plot}")
     return {
         "parameters": sum(stage.parameters for stage in stages),
         "multiply_adds": sum(stage.multiply_adds for stage in stages),
     }
-
-
-def _plot(model: Any, path: Path) -> None:
-    from resnet_tf.reports.architecture import draw_network
-    from resnet_tf.reports.plots import save
-    from resnet_tf.summary import boxes_of
-
-    try:
-        save(draw_network(boxes_of(model), model.name), path)
-    except OSError as error:
-        raise UserError(f"--plot {path} cannot be written ({error.strerror}); give another file") from error
-    print(f"drawn in {path}")

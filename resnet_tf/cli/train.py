@@ -1,4 +1,4 @@
-"""`resnet-tf train`: from flags to a finished run folder."""
+"""`resnet-tf train`: parse, train, print."""
 
 import argparse
 import os
@@ -8,101 +8,139 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.cli.command import Parser, add_flags, integers
 from resnet_tf.cli.compare import compare_table
 from resnet_tf.cli.launch import LAUNCHED
-from resnet_tf.cli.request import Request, parse_request
-from resnet_tf.cli.train_options import describe_recipes, make_parser
+from resnet_tf.config import OPTIONS, default_run_dir, make_config
 from resnet_tf.errors import UserError
+from resnet_tf.models.registry import list_models
+from resnet_tf.process import load_tensorflow
+from resnet_tf.recipes import RECIPE_FIELDS, RECIPES
 from resnet_tf.training.cluster import read_cluster_spec, stop_with_launcher
-from resnet_tf.training.run_dir import RunDir, check_flags
+from resnet_tf.training.run_dir import RunDir, check_resumable, describe_report
+
+_OWN_FLAGS = ("list_recipes", "list_models", "seeds")
+
+
+def make_parser() -> Parser:
+    """The parser of `resnet-tf train`: a flag for every field of `TrainConfig` and `Recipe`."""
+    parser = Parser(
+        prog="resnet-tf train",
+        description="Train a network by a recipe. The same command goes on with a run that was stopped.",
+    )
+    parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
+    parser.add_argument("--list-models", action="store_true", help="print the networks and exit")
+    parser.add_argument("--seeds", type=integers, metavar="K,K,…", help="several runs in turn, one folder each")
+    add_flags(parser, OPTIONS)
+    title = "recipe fields, overriding the recipe's own"
+    parser.add_argument_group(title)
+    add_flags(parser, RECIPE_FIELDS, defaults=False, group=title)
+    parser.add_argument(
+        "--scale-learning-rate",
+        action="store_true",
+        help="times --batch-size over the recipe's own batch size; --warmup linear then starts at the unscaled one",
+    )
+    return parser
+
+
+def parse_options(argv: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments of `resnet_tf.train` that some flags stand for, checked, without loading TensorFlow."""
+    return _options(make_parser().parse_args(argv))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe_fields = {field.name for field in RECIPE_FIELDS} - {"shortcut"}
+    options = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in _OWN_FLAGS and not (name in recipe_fields and value is None)
+    }
+    config = make_config(**options)
+    return options | {"run_dir": config.run_dir or default_run_dir(config)}
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
     """Train, or go on with a run, or print the result of a finished one.
 
-    Args:
-        argv: flags, see `--help`.
-
-    Returns:
-        The run's report, with --seeds the reports by seed under "seeds", or the exit code 128 + signal when a
-        signal stopped it.
-
-    Raises:
-        UserError: a flag, a file or the run folder is not as it must be.
+    Returns the run's report, with --seeds the reports by seed under "seeds", or the exit code 128 + signal when a
+    signal stopped it.
     """
     arguments = make_parser().parse_args(argv)
     if arguments.list_recipes or arguments.list_models:
-        from resnet_tf.models.registry import list_models
-
         print(describe_recipes() if arguments.list_recipes else "\n".join(list_models()))
         return 0
-    if arguments.seeds is not None:
-        return _train_seeds(arguments, argv)
-    return _train(parse_request(arguments), argv)
+    if arguments.seeds is None:
+        return _train(_options(arguments), argv)
+    return _train_seeds(arguments, argv)
 
 
 def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any] | int:
     """Train with one seed after the other; finished ones are not trained again."""
     if len(set(arguments.seeds)) < len(arguments.seeds):
-        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
+        raise UserError(f"seeds={','.join(map(str, arguments.seeds))} names a seed twice; give each once")
     cluster = read_cluster_spec()
     if cluster is not None and len(cluster.addresses) > 1:
-        raise UserError("--seeds trains in turn in one process, which several workers cannot; launch them one by one")
-    requests = []
+        raise UserError("seeds=… trains in turn in one process, which several workers cannot; launch them one by one")
+    runs = []
     for seed in arguments.seeds:
         folder = None if arguments.run_dir is None else f"{arguments.run_dir}-seed{seed}"
-        requests.append(parse_request(argparse.Namespace(**{**vars(arguments), "seed": seed, "run_dir": folder})))
+        runs.append(_options(argparse.Namespace(**{**vars(arguments), "seed": seed, "run_dir": folder})))
     reports = {}
-    for request in requests:
-        print(f"seed {request.seed}: {request.run_dir}")
-        report = _train(request, argv)
+    for options in runs:
+        print(f"seed {options['seed']}: {options['run_dir']}")
+        report = _train(options, argv)
         if isinstance(report, int):
             return report
-        reports[request.seed] = report
-    print(compare_table([Path(request.run_dir) for request in requests]))
+        reports[options["seed"]] = report
+    print(compare_table([Path(options["run_dir"]) for options in runs]))
     return {"seeds": reports}
 
 
-def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
-    """Train what a request asks for; the report, or an exit code."""
-    folder = RunDir(Path(request.run_dir))
-    if request.overwrite:
-        folder.check()
-    report = None if request.overwrite else _finished(request, folder)
-    if report is not None:
-        print(f"{folder.path} is finished; --overwrite starts anew")
-        print(summary(report))
+def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int:
+    """Train by some options; the report, or an exit code."""
+    run_dir = RunDir(Path(options["run_dir"]))
+    if options["overwrite"]:
+        run_dir.check()
+    elif (report := _finished(options, run_dir)) is not None:
+        print(f"{run_dir.path} is finished; --overwrite starts anew")
+        print(describe_report(report))
         return report
     if LAUNCHED in os.environ:
         stop_with_launcher()
     load_tensorflow()
-    from resnet_tf.cli.job import run_job
+    from resnet_tf.fitting import train
     from resnet_tf.training.state import Stopped
 
+    data = options["dataset"]
+    command = _command(argv)
+    threads = options["threads"] or 0
     try:
-        report = run_job(request, folder)
+        result = train(**{**_without(options, "dataset"), "data": data, "threads": threads, "command": command})
     except Stopped as stop:
-        print(f"{stop}; resume with: {_command(argv)}")
+        print(f"{stop}; resume with: {command}")
         return 128 + stop.signal
-    if report is None:
+    if "settings" not in result.report:
         return 0  # the chief reports
-    print(summary(report))
-    return report
+    print(describe_report(result.report))
+    return result.report
 
 
-def _finished(request: Request, folder: RunDir) -> dict[str, Any] | None:
-    """The report of a run that these flags have already made."""
-    settings = folder.settings()
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def _finished(options: dict[str, Any], run_dir: RunDir) -> dict[str, Any] | None:
+    """The report of a run that these options have already made."""
+    settings = run_dir.settings()
     if settings is None:
         return None
-    asked = request.settings()
-    if request.precision != "auto":
-        asked["precision"] = request.precision
-    if request.threads:
-        asked["threads"] = request.threads
-    check_flags(folder, settings, asked)
-    return folder.report()
+    asked = make_config(**options).settings()
+    if options["precision"] != "auto":
+        asked["precision"] = options["precision"]
+    if options["threads"]:
+        asked["threads"] = options["threads"]
+    check_resumable(run_dir, settings, asked)
+    return run_dir.report()
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -113,28 +151,11 @@ def _command(argv: Sequence[str]) -> str:
     return f"{program} {shlex.join(kept)}".strip()
 
 
-def summary(report: dict[str, Any]) -> str:
-    """The result of a run in a line or two."""
-    settings, test = report["settings"], report["test"]
-    if test is None:
-        lines = [f"no test images; {_validation(report)} after {report['iterations']} iterations"]
-    else:
-        lines = [
-            f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
-            f"{settings['data.source']}) after {report['iterations']} iterations"
-        ]
-    if "best" in report:
-        best = report["best"]
-        of_test = "" if best["test"] is None else f", test {100 * best['test']['top1']:.2f} %"
-        lines.append(
-            f"best by validation: iteration {best['iteration']}, "
-            f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
-        )
+def describe_recipes() -> str:
+    """All recipes with the fields in which they differ from the defaults."""
+    lines = []
+    for recipe in RECIPES.values():
+        lines += [f"{recipe.name}: {recipe.about}", f"    {recipe.describe()}"]
+    shared = {field.name: field.default for field in RECIPE_FIELDS if field.default is not None}
+    lines.append("where nothing else is said: " + ", ".join(f"{key}={value}" for key, value in shared.items()))
     return "\n".join(lines)
-
-
-def _validation(report: dict[str, Any]) -> str:
-    accuracy = report["training"]["last_validation_accuracy"]
-    if accuracy is None:
-        return "and no validation images: nothing is known of its accuracy"
-    return f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"

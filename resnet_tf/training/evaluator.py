@@ -5,7 +5,7 @@ import numpy as np
 
 from resnet_tf.data.loader import Subset
 from resnet_tf.fused import fused_view
-from resnet_tf.inference import compiled_forward, score_batches
+from resnet_tf.inference import compiled_forward, evaluate_batches
 from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.state import Validate
 
@@ -21,11 +21,11 @@ def make_evaluator(network: keras.Model, part: Subset, classes: int, replicas: D
 
     def validate() -> tuple[float, float]:
         if replicas.workers == 1:
-            result = score_batches(forward, own.batches(), kind="logits", classes=classes)
+            result = evaluate_batches(forward, own.batches(), kind="logits", classes=classes)
             return result.loss, result.top1
         sums = np.zeros(3)
         if len(own):
-            result = score_batches(forward, own.batches(), kind="logits", classes=classes)
+            result = evaluate_batches(forward, own.batches(), kind="logits", classes=classes)
             sums[:] = result.loss * result.images, result.top1 * result.images, result.images
         loss, right, images = replicas.gather(sums.tolist()).sum(axis=0).tolist()
         return loss / images, round(right) / images

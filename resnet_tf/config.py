@@ -1,0 +1,310 @@
+"""What a training is asked for, checked and as data. Imports no TensorFlow."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+import numpy as np
+
+from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name, is_image_dataset, short_name
+from resnet_tf.errors import UserError
+from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
+from resnet_tf.recipes import (
+    RECIPE_FIELDS,
+    RECIPES,
+    Recipe,
+    check_fields,
+    check_validation,
+    default_recipe,
+    get_recipe,
+    override,
+    scaled,
+    setting,
+)
+
+SHORTCUTS = ("identity", "projection", "projection_all", "none")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
+FORMATS = ("keras", "saved_model", "tflite", "onnx")
+QUANTIZATIONS = (None, "float16", "int8")
+DEFAULT_CHECKPOINT_SECONDS = 300.0
+
+_MAX_SEED = 2**32 - 1  # what NumPy and Keras take as a seed; more than any other number here needs
+_NETWORK, _IMAGES, _TUNING, _RUN = "network", "images", "fine-tuning", "run"
+_DEVICES = "several devices, which share each batch (docs/distributed.md)"
+
+
+def _count(default: int | None, text: str, low: int = 1, **metadata: Any) -> Any:
+    return setting(default, text, low=low, high=_MAX_SEED, parse=int, **metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training, of the recipe's fields too; `make_config` makes one from keyword arguments.
+
+    Each field's meaning, choices and range are in its metadata, where the flags of `resnet-tf train` come from.
+    """
+
+    model: str = setting("resnet20_v2", "network by name (default: %(default)s)")
+    dataset: str = setting("cifar10", f"{', '.join((*DATASETS, *IMAGE_FORMS))} (default: %(default)s)")
+    data_dir: str | None = setting(None, "folder or archive with CIFAR; default: Keras' cache, then a download")
+    recipe: Recipe = setting(None, f"{', '.join(RECIPES)} (default: he2016 for v2 networks, else he2015)")
+    seed: int = _count(0, "seed of weights, order and augmentation (default: 0)", 0)
+
+    shortcut: str | None = setting(
+        None, "default: the network's or the recipe's own", choices=SHORTCUTS, group=_NETWORK
+    )
+    width: int = _count(1, "multiplies the channels (default: 1)", group=_NETWORK)
+    use_bias: bool = setting(False, "give the convolutions a bias", group=_NETWORK)
+
+    augment: Any = setting(
+        None,
+        "how training images are varied, and all others framed (default: cifar; imagenet where an image folder or "
+        "list trains a network of ImageNet's); or a function(image uint8 (H, W, C), numpy.random.Generator) of the "
+        "input size, from a file or as MODULE:FUNCTION; the others are then framed as by default",
+        metavar="|".join((*AUGMENTATIONS, "FILE.py:FUNCTION")),
+        group=_IMAGES,
+    )
+    input_size: int | None = _count(
+        None,
+        "side that all images get on the fly (default: the data's; of image folders and lists 32, or 224 for networks "
+        "of ImageNet's)",
+        metavar="PIXELS",
+        group=_IMAGES,
+    )
+    on_bad_image: str = setting(
+        "stop",
+        "what happens where image files are unreadable, damaged or there twice (default: %(default)s)",
+        choices=("stop", "skip"),
+        group=_IMAGES,
+    )
+
+    weights: str | None = setting(
+        None,
+        "start from these, under a new classifier: a PyTorch checkpoint, a .keras or .weights.h5 file, the folder of a "
+        "run, weights that come with the package (NETWORK:NAME), or imagenet",
+        metavar="FILE",
+        group=_TUNING,
+    )
+    freeze: str = setting(
+        "none",
+        "what does not train: nothing, the stem up to and including stage K, or all but the classifier",
+        metavar="none|stageK|all",
+        group=_TUNING,
+    )
+    unfreeze_at: int | None = _count(None, "from here on everything trains", metavar="ITERATION", group=_TUNING)
+    unfreeze_learning_rate: float | None = setting(
+        None, "highest from then on (default: as before)", low=0, high=1e6, parse=float, metavar="RATE", group=_TUNING
+    )
+    train_bn: bool = setting(
+        False, "unfreeze batch normalization too, which otherwise stays frozen", group=_TUNING
+    )
+
+    run_dir: str | None = setting(
+        None, "default: runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k>", group=_RUN
+    )
+    overwrite: bool = setting(False, "start anew where a run exists", group=_RUN)
+    device: str = setting("auto", "auto, cpu, gpu or gpu:N (default: auto)", group=_RUN)
+    precision: str = setting("auto", "default: fastest native one", choices=("auto", *PRECISIONS), group=_RUN)
+    threads: int | None = _count(None, "threads an operation may use (default: one per core)", 0, group=_RUN)
+    steps_per_execution: int | None = _count(
+        None, "steps in one compiled call (default: 1, on GPUs 10)", flag="steps_per_call", group=_RUN
+    )
+    keep_on_device: str = setting(
+        "auto",
+        "hold images in the device's memory and vary them there (default: CIFAR's on GPUs)",
+        choices=("auto", "always", "never"),
+        group=_RUN,
+    )
+    jit_compile: bool = setting(False, "compile the step with XLA (slower on CPUs)", group=_RUN)
+    deterministic: bool = setting(False, "deterministic kernels only", group=_RUN)
+    evaluate_every: int | None = _count(
+        None, "iterations between evaluations (default: an epoch)", flag="eval_every", group=_RUN
+    )
+    checkpoint_every: int | str | None = setting(
+        None,
+        "iterations (500) or minutes (5m) between checkpoints (default: each evaluation and every 5 minutes)",
+        group=_RUN,
+    )
+    eval_train: bool = setting(False, "evaluate on the training images as well", group=_RUN)
+    tensorboard: bool = setting(False, "write event files to RUN/tensorboard", group=_RUN)
+    tensorboard_every: int = _count(
+        5, "evaluations between its pictures and histograms (default: %(default)s)", metavar="N", group=_RUN
+    )
+    on_nan: str = setting("stop", "what a diverging run does", choices=("stop", "rollback"), group=_RUN)
+
+    strategy: Any = setting(
+        "auto",
+        "mirrored: the GPUs of this machine; multiworker: the processes that TF_CONFIG names, see resnet-tf launch "
+        "(default: multiworker where TF_CONFIG names several, mirrored where there are several GPUs, else none)",
+        choices=("auto", "none", "mirrored", "multiworker", "tpu"),
+        group=_DEVICES,
+    )
+    replicas: int | None = _count(
+        None, "GPUs that mirrored uses (default: all); or parts of the CPU", metavar="N", group=_DEVICES
+    )
+    sync_bn: bool = setting(
+        False, "batch normalization over all replicas (default: over each one's share)", group=_DEVICES
+    )
+
+    augment_sha256: str | None = setting(None, flag=None)
+    model_sha256: str | None = setting(None, flag=None)
+
+    @property
+    def builder(self) -> dict[str, Any]:
+        """The options that the network's builder is asked for."""
+        return {"shortcut": self.shortcut, "width": self.width, "use_bias": self.use_bias}
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps between checkpoints; None where the clock decides."""
+        return _checkpoint_interval(self.checkpoint_every)[0]
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Seconds between checkpoints; None where the count of steps decides."""
+        return _checkpoint_interval(self.checkpoint_every)[1]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, flat, by the keys of settings.json; precision and threads are added when known."""
+        settings: dict[str, Any] = {"model": self.model, "dataset": self.dataset, "seed": self.seed}
+        settings |= {f"builder.{key}": value for key, value in self.builder.items()}
+        settings |= {f"recipe.{key}": value for key, value in self.recipe.as_dict().items() if key != "about"}
+        settings |= {
+            "evaluate_every": self.evaluate_every,
+            "steps_per_call": self.steps_per_execution,
+            "jit_compile": self.jit_compile,
+            "deterministic": self.deterministic,
+        }
+        settings |= {name: getattr(self, name) for name in _OPTIONAL}
+        return {key: value for key, value in settings.items() if key not in DEFAULTS or value != DEFAULTS[key]}
+
+
+# Settings of a run that are written only where they are not the default: runs from before them have none.
+_OPTIONAL = (
+    *("augment", "augment_sha256", "input_size", "on_bad_image", "weights", "freeze", "unfreeze_at"),
+    *("unfreeze_learning_rate", "train_bn", "sync_bn", "model_sha256"),
+)
+# The recipe's fields of the first version, which every run has written; all others are optional, too.
+_WRITTEN = (
+    *("batch_size", "iterations", "epochs", "learning_rate", "schedule", "drops", "drop_factor", "start_factor"),
+    *("rise", "monitor", "patience", "warmup", "warmup_iterations", "warmup_learning_rate", "momentum", "nesterov"),
+    *("weight_decay", "decay", "validation_size", "pad", "pad_mode", "shortcut"),
+)
+DEFAULTS: dict[str, Any] = {
+    **{field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in _OPTIONAL},
+    **{f"recipe.{field.name}": field.default for field in RECIPE_FIELDS if field.name not in _WRITTEN},
+}
+
+OPTIONS = tuple(field for field in dataclasses.fields(TrainConfig) if not field.name.endswith("_sha256"))
+_RECIPE_NAMES = {field.name for field in RECIPE_FIELDS} - {"shortcut"}
+
+
+def make_config(
+    recipe: str | Recipe | None = None,
+    *,
+    scale_learning_rate: bool = False,
+    data_given: bool = False,
+    model_sha256: str | None = None,
+    **options: Any,
+) -> TrainConfig:
+    """Settings of a training from keyword arguments: fields of `TrainConfig`, and of its recipe by their own names.
+
+    Where the data set or the model is an object and not a name, `data_given` or `model_sha256` says so.
+
+    Raises:
+        UserError: there is no such option, or a value is not allowed; the message says what is.
+    """
+    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    known = {field.name for field in OPTIONS} | _RECIPE_NAMES
+    for name in options.keys() - known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(known))}"
+        raise UserError(f"train() has no option {name!r}; {hint}", argument=name)
+    changes = {name: options.pop(name) for name in list(options) if name in _RECIPE_NAMES}
+    config = TrainConfig(**{"recipe": None, "model_sha256": model_sha256, **options})
+    _check(config, data_given)
+    chosen = _recipe(config, recipe, changes, scale_learning_rate)
+    if chosen.validation_size == 0 and not data_given and not is_image_dataset(config.dataset):
+        check_validation(chosen, 0)
+    config = dataclasses.replace(config, recipe=chosen, shortcut=_shortcut(config, chosen))
+    return config if data_given or not is_image_dataset(config.dataset) else _with_image_defaults(config)
+
+
+def default_run_dir(config: TrainConfig) -> str:
+    """Where the command line puts a run that has no `run_dir`."""
+    parts = (config.model, config.shortcut, short_name(config.dataset), config.recipe.name)
+    return f"runs/{'-'.join(part for part in parts if part)}-seed{config.seed}"
+
+
+def default_augmentation(model: str) -> str:
+    """How image folders and lists are varied for a network where nobody says."""
+    return "cifar" if model in CIFAR_NETWORKS else "imagenet"
+
+
+def _recipe(config: TrainConfig, recipe: str | Recipe | None, changes: dict[str, Any], scale: bool) -> Recipe:
+    base = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or default_recipe(config.model))
+    changed = override(base, **changes)
+    return scaled(changed, base.batch_size, changes.get("warmup_learning_rate")) if scale else changed
+
+
+def _check(config: TrainConfig, data_given: bool) -> None:
+    """Check the options against one another."""
+    is_name = isinstance(config.strategy, str)
+    check_fields(config if is_name else dataclasses.replace(config, strategy="auto"))
+    _checkpoint_interval(config.checkpoint_every)
+    if config.model_sha256 is None:
+        model_options(config.model)
+    if not data_given:
+        check_name(config.dataset, config.data_dir)
+    if re.fullmatch(r"none|all|stage\d+", config.freeze) is None:
+        raise UserError(
+            f"freeze={config.freeze!r} is not understood; allowed: none, all, or stageK such as stage3",
+            argument="freeze",
+        )
+    if config.unfreeze_at is not None and config.freeze == "none":
+        raise UserError(
+            f"unfreeze_at={config.unfreeze_at} has nothing to unfreeze; add freeze='stageK' or freeze='all'",
+            argument="unfreeze_at",
+        )
+    for name in ("unfreeze_learning_rate", "train_bn"):
+        if getattr(config, name) not in (None, False) and config.unfreeze_at is None:
+            raise UserError(
+                f"{name}={getattr(config, name)} says what comes after the switch; add unfreeze_at=ITERATION",
+                argument=name,
+            )
+
+
+def _shortcut(config: TrainConfig, recipe: Recipe) -> str | None:
+    """The shortcut that is asked for; plain networks are those without."""
+    if config.model_sha256 is not None:
+        return None
+    if model_options(config.model).get("shortcut") != "none":
+        return config.shortcut or recipe.shortcut
+    if config.shortcut not in (None, "none"):
+        raise UserError(
+            f"shortcut={config.shortcut!r} does not go with {config.model}, which is the network without shortcuts; "
+            f"take model={config.model.replace('plain', 'resnet') + '_v1'!r}",
+            argument="shortcut",
+        )
+    return None
+
+
+def _with_image_defaults(config: TrainConfig) -> TrainConfig:
+    """The network decides how the files of an image folder or list are treated, where nobody else does."""
+    size = config.input_size or (32 if config.model in CIFAR_NETWORKS else 224)
+    return dataclasses.replace(config, augment=config.augment or default_augmentation(config.model), input_size=size)
+
+
+def _checkpoint_interval(every: int | str | None) -> tuple[int | None, float | None]:
+    """Steps and seconds between checkpoints."""
+    if every is None:
+        return None, DEFAULT_CHECKPOINT_SECONDS
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", str(every))
+    if match is None or float(match[1]) <= 0 or ("." in match[1] and not match[2]):
+        raise UserError(
+            f"checkpoint_every={every!r} is not understood; allowed: iterations (500) or minutes (5m)",
+            argument="checkpoint_every",
+        )
+    return (None, 60 * float(match[1])) if match[2] else (int(match[1]), None)

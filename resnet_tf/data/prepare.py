@@ -1,0 +1,325 @@
+"""From whatever a user trains on to training data: batches to train on, and images to validate and test on."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from resnet_tf.config import TrainConfig, default_augmentation
+from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function
+from resnet_tf.data.dataset import (
+    Dataset,
+    Split,
+    channel_statistics,
+    fingerprint,
+    is_image_dataset,
+    load_dataset,
+    stratified_split,
+)
+from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
+from resnet_tf.data.image_ops import ResizeCenterCrop
+from resnet_tf.data.loader import (
+    ArraySource,
+    DataSource,
+    FileSource,
+    ResizedSource,
+    Subset,
+    TrainLoader,
+    source_statistics,
+)
+from resnet_tf.data.tf_dataset import TfData, TfSubset
+from resnet_tf.data.transforms import PadCropFlip, Transform, TransformPair, custom_transforms, make_transforms, mean_fill
+from resnet_tf.errors import UserError
+from resnet_tf.recipes import Recipe
+
+Channels = tuple[float, ...]
+RawData = Dataset | ImageDataset | TfData
+
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Data in the form in which a run takes them.
+
+    `source` says in words which variant they are; `shape` is the (H, W, C) that the network sees; `images` are what is
+    trained on before `transform`; `train`, `validation` (may be empty) and `test` (or None) are evaluated on; `mean` and
+    `std` are those of the training part's channels, 0-255; `crop` is how evaluation frames a picture, None where
+    pictures are taken as they are.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    images: DataSource
+    transform: Transform
+    train: Subset
+    validation: Subset
+    test: Subset | None
+    mean: Channels
+    std: Channels
+    crop: ResizeCenterCrop | None
+    workers: int
+
+    exact_resume = True
+    image_dtype = tf.uint8
+
+    def loader(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1), microbatches: int = 1) -> TrainLoader:
+        """Shuffled and augmented batches to train on, or a worker's `shard` (index, count) of each."""
+        return TrainLoader(
+            self.images,
+            self.transform,
+            batch_size=batch_size,
+            seed=seed,
+            indices=self.train.indices,
+            workers=self.workers,
+            shard=shard,
+            microbatches=microbatches,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DataArguments:
+    """What a user hands over to train, validate and test on, as `train()` takes it."""
+
+    data: Any
+    validation: Any = None
+    test: Any = None
+    class_names: Sequence[str] | None = None
+    steps_per_epoch: int | None = None
+
+
+def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], None]) -> RawData:
+    """Find, load or wrap the images that a user names or hands over.
+
+    Raises UserError where they are not there, or are none of the kinds that can be trained on.
+    """
+    data, class_names = given.data, given.class_names
+    if isinstance(data, tf.data.Dataset):
+        return TfData(data, class_names, given.steps_per_epoch)
+    if given.steps_per_epoch is not None:
+        raise UserError("steps_per_epoch=… goes with a tf.data.Dataset; leave it out", argument="steps_per_epoch")
+    if isinstance(data, str | Path):
+        name = str(data)
+        if is_image_dataset(name):
+            return open_image_dataset(name, config.on_bad_image, log)
+        return load_dataset(name, config.data_dir)
+    if isinstance(data, Dataset):
+        return data
+    train = as_split(data, "data")
+    return Dataset("arrays", "arrays", _names(class_names, train), train, None)
+
+
+def as_split(data: Any, argument: str) -> Split:
+    """Images and labels from a tuple of arrays, checked; raises UserError where they are not what the networks take."""
+    if isinstance(data, Split):
+        return data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(
+            f"{argument} is {type(data).__name__}; expected (images, labels), a resnet_tf.Dataset, a tf.data.Dataset of "
+            "(image batch, label batch), or a name such as 'cifar10', 'folder:PATH' or 'list:FILE'",
+            argument=argument,
+        )
+    images, labels = np.asarray(data[0]), np.asarray(data[1])
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras' data sets have them
+        labels = labels[:, 0]
+    if images.ndim != 4:
+        raise UserError(f"{argument} has images of shape {images.shape}; expected (N, height, width, channels)", argument=argument)
+    if images.dtype != np.uint8:
+        if images.size and not (np.all(images == np.rint(images)) and images.min() >= 0 and images.max() <= 255):
+            raise UserError(
+                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; expected raw "
+                "pixels 0-255 in uint8 (the network normalizes them itself): multiply by 255 and use .astype('uint8')",
+                argument=argument,
+            )
+        images = images.astype(np.uint8)
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{argument} has labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images; expected "
+            f"integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
+            argument=argument,
+        )
+    if labels.size and labels.min() < 0:
+        raise UserError(f"{argument} has the label {labels.min()}; expected 0 to classes - 1", argument=argument)
+    return Split(images, labels.astype(np.int32))
+
+
+def _names(given: Sequence[str] | None, train: Split) -> tuple[str, ...]:
+    classes = int(train.labels.max(initial=0)) + 1
+    if given is None:
+        return tuple(f"class {index}" for index in range(classes))
+    if len(given) < classes:
+        raise UserError(
+            f"class_names has {len(given)} names; the labels go up to {classes - 1}", argument="class_names"
+        )
+    return tuple(map(str, given))
+
+
+def fingerprint_of(data: RawData) -> str:
+    """A digest of what is trained on."""
+    return fingerprint(data.train) if isinstance(data, Dataset) else data.fingerprint
+
+
+def prepare_data(
+    data: RawData,
+    config: TrainConfig,
+    statistics: tuple[Channels, Channels] | None = None,
+    given: DataArguments = DataArguments(None),  # noqa: B008 - frozen
+) -> "TrainingData | TfData":
+    """Split images, see how they are varied and framed, and take their statistics.
+
+    `statistics` are mean and standard deviation to normalize with, None takes those of the training part. What `given`
+    has for validation and test replaces the data's own; test=False leaves it out. Raises UserError where split, size or
+    augmentation do not fit.
+    """
+    validation, test = given.validation, given.test
+    if isinstance(data, TfData):
+        return data.prepared(statistics, _tf_subset(validation, data, "validation"), _tf_subset(test, data, "test"))
+    prepare = _from_files if isinstance(data, ImageDataset) else _from_arrays
+    prepared = prepare(data, config, statistics, validation)
+    if test is False:
+        return _replace(prepared, test=None)
+    if test is not None:
+        return _replace(prepared, test=_given_subset(test, "test", prepared.crop, prepared.class_names))
+    return prepared
+
+
+def _replace(data: TrainingData, **changes: Any) -> TrainingData:
+    return TrainingData(**{**vars(data), **changes})
+
+
+def _tf_subset(given: Any, data: TfData, argument: str) -> Any:
+    if given is None or given is False:
+        return None
+    if isinstance(given, tf.data.Dataset):
+        return TfSubset(given)
+    return _given_subset(given, argument, None, data.class_names)
+
+
+def _given_subset(
+    given: Any, argument: str, crop: ResizeCenterCrop | None, class_names: Sequence[str]
+) -> "Subset | TfSubset":
+    """Images to evaluate on that a user hands over."""
+    if isinstance(given, tf.data.Dataset):
+        return TfSubset(given)
+    if isinstance(given, str) and is_image_dataset(given):
+        files = images_to_test(given, True, "stop", class_names)
+        if crop is None:
+            raise UserError(f"{argument}={given!r} goes with input_size=PIXELS, which all images get", argument=argument)
+        return Subset(ResizedSource(FileSource(files), crop), np.arange(len(files)), _WORKERS)
+    split = given.train if isinstance(given, Dataset) else as_split(given, argument)
+    return Subset(resized(ArraySource(split.images, split.labels), crop), np.arange(len(split)))
+
+
+def _from_arrays(
+    data: Dataset, config: TrainConfig, statistics: tuple[Channels, Channels] | None, given: Any
+) -> TrainingData:
+    validation_size = config.recipe.validation_size
+    given = data.validation if given is None else given
+    train, held_out = stratified_split(data.train.labels, 0 if given is not None else validation_size, config.seed)
+    # Of the pixels as they are stored: enlarging them on the fly changes next to nothing.
+    mean, std = statistics or channel_statistics(data.train.images[train])
+    images = ArraySource(data.train.images, data.train.labels)
+    transform: Transform = pad_crop_flip(config.recipe, mean)
+    shape, crop, workers = data.train.images.shape[1:], None, 1
+    if config.input_size is not None or config.augment is not None:
+        size = config.input_size or max(shape[:2])
+        pair = _custom(config, size, "none", images) or make_transforms(
+            config.augment or "cifar", size, pad_crop_flip(config.recipe, mean)
+        )
+        transform, crop, workers = pair.train, pair.eval, _WORKERS
+        shape = (size, size, shape[2])
+    seen = resized(images, crop)
+    test = None if data.test is None else resized(ArraySource(data.test.images, data.test.labels), crop)
+    return TrainingData(
+        data.name,
+        data.source,
+        data.class_names,
+        shape,
+        images,
+        transform,
+        Subset(seen, train, workers),
+        Subset(seen, held_out, workers)
+        if given is None
+        else _given_subset(given, "validation", crop, data.class_names),
+        None if test is None else Subset(test, np.arange(len(test)), workers),
+        mean,
+        std,
+        crop,
+        workers,
+    )
+
+
+def _from_files(
+    data: ImageDataset, config: TrainConfig, statistics: tuple[Channels, Channels] | None, given: Any
+) -> TrainingData:
+    size, recipe = config.input_size, config.recipe
+    assert size is not None
+    images = FileSource(data.files["train"])
+    custom = _custom(config, size, default_augmentation(config.model), images)
+    crop = (custom or make_transforms(config.augment, size)).eval
+    seen = {split: ResizedSource(FileSource(files), crop) for split, files in data.files.items()}
+    everything = {split: np.arange(len(files)) for split, files in data.files.items()}
+    if given is not None:
+        train, validation = everything["train"], _given_subset(given, "validation", crop, data.class_names)
+    elif "validation" in data.files:
+        train, validation = everything["train"], Subset(seen["validation"], everything["validation"], _WORKERS)
+    else:
+        train, held_out = stratified_split(data.files["train"].labels, recipe.validation_size, config.seed)
+        validation = Subset(seen["train"], held_out, _WORKERS)
+    mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
+    pair = custom or make_transforms(config.augment, size, pad_crop_flip(recipe, mean))
+    return TrainingData(
+        data.name,
+        data.source,
+        data.class_names,
+        (size, size, 3),
+        FileSource(data.files["train"], pair.min_side),
+        pair.train,
+        Subset(seen["train"], train, _WORKERS),
+        validation,
+        Subset(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
+        mean,
+        std,
+        crop,
+        _WORKERS,
+    )
+
+
+def _custom(config: TrainConfig, size: int, eval_as: str, images: DataSource) -> TransformPair | None:
+    """The augmentation of a user's function, tried on the first image; None where `augment` is no function."""
+    if callable(config.augment):
+        name, function = getattr(config.augment, "__name__", "augment"), config.augment
+    elif is_function_name(config.augment):
+        name, function = config.augment, load_function(config.augment)
+    else:
+        return None
+    made = custom_transforms(function, size, eval_as)
+    check_transform(name, made.train, images.image(0))
+    return made
+
+
+def resized(source: DataSource, crop: ResizeCenterCrop | None) -> DataSource:
+    """The images of a source as a network sees them in evaluation."""
+    return source if crop is None else ResizedSource(source, crop)
+
+
+def subset_to_test(data: Any, crop: ResizeCenterCrop | None) -> Subset:
+    """The test images of a data set in memory, or files to test on, framed."""
+    if isinstance(data, Dataset):
+        return Subset(resized(ArraySource(data.test.images, data.test.labels), crop), np.arange(len(data.test)))
+    return Subset(resized(FileSource(data), crop), np.arange(len(data)), _WORKERS)
+
+
+def pad_crop_flip(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:
+    """The papers' augmentation with the recipe's padding."""
+    return PadCropFlip(
+        recipe.pad,
+        mode="reflect" if recipe.pad_mode == "reflect" else "constant",
+        fill=mean_fill(mean) if recipe.pad_mode == "mean" else (0,),
+    )

@@ -1,0 +1,199 @@
+"""A user's tf.data.Dataset of (image batch, label batch) in the form in which a run takes data."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from resnet_tf.errors import UserError
+
+Channels = tuple[float, ...]
+
+
+class TfSubset:
+    """Images to evaluate on from a data set, in its own batches."""
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        """Take batches of images and integer labels; the number of images is counted on first use."""
+        _check(dataset, "validation")
+        self._dataset = dataset
+        self._length: int | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        if self._length is None:
+            self._length = sum(len(labels) for _, labels in self.batches())
+        return self._length
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """Image at `position`, found by going through the data set."""
+        for images, _ in self.batches():
+            if position < len(images):
+                return images[position]
+            position -= len(images)
+        raise IndexError(position)
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The class of every image, int32 (N,)."""
+        return np.concatenate([labels for _, labels in self.batches()])
+
+    def batches(self, batch_size: int | None = None) -> Iterator[tuple[np.ndarray, NDArray[np.int32]]]:
+        """All images and labels, in the data set's batches."""
+        for images, labels in self._dataset:
+            yield _image_array(images), _label_array(labels)
+
+    def shard(self, index: int, count: int) -> "TfSubset":
+        """Every `count`-th batch from number `index` on."""
+        return TfSubset(self._dataset.shard(count, index))
+
+    def take(self, count: int) -> "TfSubset":
+        """At least the first `count` images."""
+        batches = 0
+        for _, labels in self.batches():
+            batches, count = batches + 1, count - len(labels)
+            if count <= 0:
+                break
+        return TfSubset(self._dataset.take(batches))
+
+    def arrays(self) -> tuple[np.ndarray, NDArray[np.int32]]:
+        """All images and labels in memory."""
+        images, labels = zip(*self.batches(), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+
+
+class TfLoader:
+    """Batches to train on, by step: the data set over and over, from where a run goes on."""
+
+    def __init__(self, dataset: tf.data.Dataset, batch_size: int, steps_per_epoch: int) -> None:
+        self._dataset, self.batch_size, self.steps_per_epoch = dataset, batch_size, steps_per_epoch
+
+    def iterate(self, start: int, stop: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Images and labels of the steps start … stop - 1; what comes before is read and skipped."""
+        batches = self._dataset.repeat().skip(start).take(stop - start).prefetch(tf.data.AUTOTUNE)
+        dtype = image_dtype(self._dataset)
+        for images, labels in batches:
+            yield tf.cast(images, dtype), tf.reshape(tf.cast(labels, tf.int32), (-1,))
+
+
+@dataclasses.dataclass(eq=False)
+class TfData:
+    """A data set to train on; `prepared` gives it statistics, validation and test images."""
+
+    dataset: tf.data.Dataset
+    given_names: Sequence[str] | None = None
+    steps_per_epoch: int | None = None
+    mean: Channels = ()
+    std: Channels = ()
+    validation: Any = None
+    test: Any = None
+
+    name = "tf.data"
+    source = "tf.data"
+    crop = None
+    images = None
+    transform = None
+    exact_resume = False
+
+    def __post_init__(self) -> None:
+        """Look at the first batch; raises UserError where it is none to train on."""
+        _check(self.dataset, "data")
+        images, _ = next(iter(self.dataset.take(1)), (None, None))
+        if images is None:
+            raise UserError("data is a tf.data.Dataset without a batch", argument="data")
+        self.shape = tuple(images.shape[1:])
+        self.batch_size = int(images.shape[0])
+        self.image_dtype = image_dtype(self.dataset)
+        if self.steps_per_epoch is None:
+            cardinality = int(self.dataset.cardinality())
+            if cardinality == tf.data.INFINITE_CARDINALITY:
+                raise UserError("data is an infinite tf.data.Dataset; pass steps_per_epoch=N", argument="steps_per_epoch")
+            self.steps_per_epoch = cardinality if cardinality > 0 else sum(1 for _ in self.dataset)
+        self._pass: tuple[int, Channels, Channels] | None = None
+
+    @property
+    def train(self) -> TfSubset:
+        """The training images as they are evaluated: one epoch."""
+        assert self.steps_per_epoch is not None
+        return TfSubset(self.dataset.take(self.steps_per_epoch))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The given names, or numbers for as many classes as an epoch has."""
+        if self.given_names is not None:
+            return tuple(map(str, self.given_names))
+        return tuple(f"class {index}" for index in range(self._look()[0]))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the form of the data, not of its content."""
+        return hashlib.sha256(repr((self.dataset.element_spec, self.steps_per_epoch)).encode()).hexdigest()
+
+    def prepared(self, statistics: tuple[Channels, Channels] | None, validation: Any, test: Any) -> "TfData":
+        """The same data with what a run asks of it."""
+        mean, std = statistics or self._look()[1:]
+        empty = TfSubset(self.dataset.take(0))
+        return dataclasses.replace(
+            self, mean=mean, std=std, validation=empty if validation is None else validation, test=test
+        )
+
+    def loader(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1), microbatches: int = 1) -> TfLoader:
+        """Batches to train on, as the data set makes them."""
+        if shard[1] > 1:
+            raise UserError("a tf.data.Dataset cannot be shared by several workers; use arrays, names or folders")
+        assert self.steps_per_epoch is not None
+        return TfLoader(self.dataset, self.batch_size, self.steps_per_epoch)
+
+    def _look(self) -> tuple[int, Channels, Channels]:
+        """Number of classes, mean and standard deviation of the channels, from one pass over an epoch."""
+        if self._pass is None:
+            classes, count, total, squares = 0, 0, np.zeros(self.shape[2]), np.zeros(self.shape[2])
+            for images, labels in self.train.batches():
+                pixels = images.astype(np.float64)
+                classes = max(classes, int(labels.max(initial=-1)) + 1)
+                count += pixels[..., 0].size
+                total += pixels.sum(axis=(0, 1, 2))
+                squares += np.square(pixels).sum(axis=(0, 1, 2))
+            mean = total / count
+            std = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+            self._pass = classes, tuple(mean.tolist()), tuple(std.tolist())
+        return self._pass
+
+
+def image_dtype(dataset: tf.data.Dataset) -> tf.DType:
+    """uint8 stays uint8, everything else trains as float32."""
+    return tf.uint8 if dataset.element_spec[0].dtype == tf.uint8 else tf.float32
+
+
+def _check(dataset: tf.data.Dataset, argument: str) -> None:
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2 or any(not hasattr(part, "shape") for part in spec):
+        raise UserError(
+            f"{argument} is a tf.data.Dataset of {spec}; expected (image batch, label batch)", argument=argument
+        )
+    images, labels = spec
+    if images.shape.rank != 4:
+        raise UserError(
+            f"{argument} is a tf.data.Dataset of images of shape {images.shape}; expected batches (B, H, W, C): use "
+            "dataset.batch(128)",
+            argument=argument,
+        )
+    if not labels.dtype.is_integer or (labels.shape.rank == 2 and labels.shape[1] not in (1, None)):
+        raise UserError(
+            f"{argument} is a tf.data.Dataset of labels of dtype {labels.dtype.name} and shape {labels.shape}; expected "
+            "integers (B,)",
+            argument=argument,
+        )
+
+
+def _image_array(images: tf.Tensor) -> np.ndarray:
+    array = images.numpy()
+    return array if array.dtype == np.uint8 else array.astype(np.float32)
+
+
+def _label_array(labels: tf.Tensor) -> NDArray[np.int32]:
+    return labels.numpy().astype(np.int32).reshape(-1)

@@ -1,0 +1,197 @@
+"""What a training comes to: its result in Python, and the models and report that it leaves in its run directory."""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resnet_tf import __version__
+from resnet_tf.config import TrainConfig
+from resnet_tf.data.dataset import is_image_dataset
+from resnet_tf.data.image_io import cv2
+from resnet_tf.errors import UserError
+from resnet_tf.files import write_json
+from resnet_tf.reports.curves import TrainingHistory, draw_curves
+from resnet_tf.saving import load_model, read_sidecar, save_model
+from resnet_tf.scoring import LabelledDataset, score_subset
+from resnet_tf.training.logs import read_history
+from resnet_tf.training.run_dir import REPORT, RunDir
+
+if TYPE_CHECKING:
+    from resnet_tf.fitting import _Run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """What a training came to.
+
+    Attributes:
+        model: the trained network, a stock Keras model that takes raw pixels and returns logits; where the recipe
+            averages the weights, the average.
+        history: one dict per evaluation; `pandas.DataFrame(result.history)` opens it.
+        best: iteration, validation accuracy and, with test images, the test metrics of the model with the best
+            validation accuracy; None without validation images.
+        test: metrics of `model` on the test images (loss, top1, top5, per_class, confusion, images), or None.
+        report: everything that report.json holds.
+        run_dir: the run's directory; None where it was a temporary one.
+        exact_resume: whether an interrupted run goes on to the same bits; a tf.data.Dataset must be deterministic
+            itself for that.
+        class_names: names of the classes in the order of the outputs.
+    """
+
+    model: keras.Model
+    history: list[dict[str, Any]]
+    best: dict[str, Any] | None
+    test: dict[str, Any] | None
+    report: dict[str, Any]
+    run_dir: Path | None
+    exact_resume: bool
+    sidecar: dict[str, Any]
+    course: TrainingHistory | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs."""
+        return tuple(self.sidecar["class_names"])
+
+    def plot(self) -> Any:
+        """Draw loss, accuracies and learning rate; returns a matplotlib figure.
+
+        Raises:
+            UserError: matplotlib is not installed, or nothing was evaluated.
+        """
+        if self.course is None:
+            raise UserError("there is no evaluation to plot")
+        return draw_curves(self.course)
+
+    def __repr__(self) -> str:
+        test = "" if self.test is None else f", test accuracy {100 * self.test['top1']:.2f} %"
+        where = "" if self.run_dir is None else f", run_dir={str(self.run_dir)!r}"
+        return f"<TrainingResult {self.model.name}: {self.report['iterations']} iterations{test}{where}>"
+
+    @classmethod
+    def load(cls, run_dir: Path, exact_resume: bool = True) -> "TrainingResult":
+        """The result of a finished run, from its directory."""
+        report, course = RunDir(run_dir).report(), read_history(run_dir)
+        assert report is not None
+        final = run_dir / "final.keras"
+        return cls(
+            model=load_model(final),
+            history=[dict(row) for row in course.history],
+            best=report.get("best"),
+            test=report["test"],
+            report=report,
+            run_dir=run_dir,
+            exact_resume=exact_resume,
+            sidecar=read_sidecar(final),
+            course=course,
+        )
+
+    def describe(self) -> str:
+        """The result in a line or two."""
+        return describe_report(self.report)
+
+
+def describe_call(model: Any, data: Any, recipe: Any, run_dir: Any, options: dict[str, Any]) -> str:
+    """The Python call, for the records: objects by their kind."""
+
+    def shown(value: Any) -> str:
+        return repr(value) if isinstance(value, str | int | float | bool | tuple | None) else f"<{type(value).__name__}>"
+
+    arguments = [shown(model), "<arrays>" if isinstance(data, tuple) else shown(data)]
+    named = {"recipe": recipe, "run_dir": None if run_dir is None else str(run_dir), **options}
+    arguments += [f"{name}={shown(value)}" for name, value in named.items() if value is not None]
+    return f"resnet_tf.train({', '.join(arguments)})"
+
+
+def make_sidecar(config: TrainConfig, data: Any, builder: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a plain Keras file has no room for, as JSON."""
+    framing = {} if data.crop is None else {"framing": dataclasses.asdict(data.crop)}
+    return {
+        "class_names": list(data.class_names),
+        "preprocessing": {
+            "input": "RGB pixels 0-255, uint8 or float",
+            "shape": list(data.shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "normalization": "first layer of the model",
+            **framing,
+        },
+        "model": config.model,
+        "builder": builder,
+        "dataset": config.dataset,
+        "data_source": data.source,
+        **({"on_bad_image": config.on_bad_image} if is_image_dataset(config.dataset) else {}),
+        "recipe": config.recipe.as_dict(),
+        "metrics": metrics,
+    }
+
+
+def write_run_report(run: "_Run", settings: dict[str, Any]) -> dict[str, Any]:
+    """Save the final model, read the test images once where there are any, and report from the saved files.
+
+    Raises UserError where the disk refuses; the run stays resumable.
+    """
+    folder, data, trainer = run.run_dir.path, run.data, run.trainer
+    final = folder / "final.keras"
+    try:
+        save_model(run.eval_model, final, run.sidecar({}))
+        report = {
+            "settings": settings,
+            "parameters": run.parameters,
+            "iterations": trainer.step,
+            "steps_per_epoch": run.loader.steps_per_epoch,
+            "train_images": len(data.train),
+            "validation_images": len(data.validation),
+            "training": _course(trainer.history),
+            "test": _test(final, data),
+            "device": run.device.about,
+            **({} if run.distribution.strategy is None else {"replicas": run.distribution.about}),
+            "versions": versions(),
+        }
+        write_json(final.with_suffix(".json"), run.sidecar({"test": report["test"]}))
+        if trainer.best is not None:
+            report["best"] = {**trainer.best, "test": _test(folder / "best.keras", data)}
+        write_json(folder / REPORT, report)
+    except OSError as error:
+        raise UserError(
+            f"the results of {folder} could not be written ({error.strerror or error}); "
+            "make room and run the same command again"
+        ) from error
+    return report
+
+
+def _test(path: Path, data: Any) -> dict[str, Any] | None:
+    """The metrics of a saved model on the test images, or None where there are none."""
+    if data.test is None:
+        return None
+    tests = LabelledDataset(data.name, data.source, data.class_names, data.test)
+    return score_subset(load_model(path), str(path), tests).as_dict()
+
+
+def _course(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the training took and where it ended."""
+    last = history[-1]
+    return {
+        "seconds": last["seconds"],
+        "median_images_per_second": float(np.median([row["images_per_second"] for row in history])),
+        "last_train_loss": last["train_loss"],
+        "last_train_accuracy": last["train_accuracy"],
+        "last_validation_accuracy": last["validation_accuracy"],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    return {
+        "resnet_tf": __version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }

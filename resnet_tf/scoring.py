@@ -1,0 +1,173 @@
+"""`evaluate()`: the metrics of a model on labelled images."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resnet_tf.config import PRECISIONS
+from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, Dataset, check_name, is_image_dataset, load_dataset
+from resnet_tf.data.image_check import images_to_test
+from resnet_tf.data.image_ops import ResizeCenterCrop
+from resnet_tf.data.loader import ArraySource, Subset
+from resnet_tf.data.prepare import as_split, resized, subset_to_test
+from resnet_tf.data.tf_dataset import TfSubset
+from resnet_tf.errors import UserError, some
+from resnet_tf.inference import EvalMetrics, compiled_inference, evaluate_batches, output_type
+from resnet_tf.prediction import crop_of
+from resnet_tf.reports.metrics import from_probabilities, log_softmax
+from resnet_tf.saving import open_model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledDataset:
+    """Images to evaluate a model on: the data set's name, what they are in words, their classes, and they themselves."""
+
+    name: str
+    source: str
+    class_names: Sequence[str]
+    subset: Any
+
+
+def evaluate(
+    model: Any,
+    data: Any = None,
+    *,
+    best: bool = False,
+    data_dir: str | os.PathLike[str] | None = None,
+    on_bad_image: str | None = None,
+    batch_size: int | None = None,
+    precision: str = "float32",
+    fold_bn: bool = False,
+    class_names: Sequence[str] | None = None,
+    log: Callable[[str], None] | None = None,
+) -> EvalMetrics:
+    """Evaluate a model on labelled images, every image counted once.
+
+    Args:
+        model: a keras.Model that takes raw pixels and returns logits or softmax probabilities, a result of `train`, a
+            .keras file, the directory of a run, or weights that ship with the package ("resnet20_v1:cifar10").
+        data: a name ("cifar10", "shapes", "folder:PATH", …: its test images), a tuple (images uint8 (N, H, W, C),
+            labels (N,)), a `Dataset` (its test images) or a `tf.data.Dataset` of (image batch, label batch); None takes
+            what the model's sidecar says it was trained on.
+        best: of a run, the model with the best validation accuracy, not the final one.
+        data_dir: folder or archive with CIFAR.
+        on_bad_image: "stop" or "skip" where image files are damaged; None as the model was trained.
+        batch_size: images at once; None takes 500, fewer of large ones.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16", what it computes in.
+        fold_bn: fold batch normalization into convolutions first.
+        class_names: names of the classes where neither the data nor the model's sidecar has them.
+        log: called with lines on what is assumed.
+
+    Returns:
+        Loss, top1, top5, per_class, confusion and more; `.report(folder)` writes the HTML report.
+
+    Raises:
+        UserError: the model, the data or an argument is not as it must be.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is out of range; give 1 or more", argument="batch_size")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="precision")
+    if isinstance(data, str):
+        check_name(data, data_dir)
+    network, sidecar, name = open_model(model, best=best)
+    tests = _find_tests(network, sidecar, name, data, data_dir, on_bad_image, class_names)
+    metrics = score_subset(network, name, tests, batch_size, log, precision, fold_bn, keep=True)
+    curves = None if isinstance(model, keras.Model) else Path(name).parent / "curves.png"
+    return dataclasses.replace(metrics, name=f"{name} on the test set of {tests.name}", curves=curves)
+
+
+def _find_tests(
+    model: keras.Model,
+    sidecar: dict[str, Any],
+    name: str,
+    data: Any,
+    data_dir: Any,
+    on_bad_image: str | None,
+    class_names: Sequence[str] | None,
+) -> LabelledDataset:
+    """The images to evaluate on as a model sees them."""
+    known = sidecar.get("class_names")
+    framing = (sidecar.get("preprocessing") or {}).get("framing")
+    crop = None if framing is None else ResizeCenterCrop(**framing)
+    named = data is not None
+    data = sidecar.get("dataset") if data is None else data
+    if data is None:
+        raise UserError(
+            f"{name} does not say what it was trained on; give dataset=… ({', '.join((*DATASETS, *IMAGE_FORMS))})",
+            argument="dataset",
+        )
+    if isinstance(data, str) and is_image_dataset(data):
+        files = images_to_test(data, named, on_bad_image or sidecar.get("on_bad_image", "stop"), known)
+        crop = crop or crop_of(model.input_shape, sidecar, None, None)
+        return LabelledDataset(data, "own images", files.class_names, subset_to_test(files, crop))
+    if isinstance(data, str):
+        check_name(data, data_dir)
+        data = load_dataset(data, data_dir)
+    if isinstance(data, Dataset):
+        if data.test is None:
+            raise UserError(f"{data.name} has no test images; pass (images, labels)", argument="data")
+        if known is not None and list(known) != list(data.class_names):
+            raise UserError(
+                f"{name} knows the classes {some(known)}; {data.name} has {some(data.class_names)}; evaluate it on what "
+                "it was trained on (leave the data set out), or on images of its classes"
+            )
+        return LabelledDataset(data.name, data.source, data.class_names, subset_to_test(data, crop))
+    outputs = int(model.output_shape[-1])
+    names = tuple(known or class_names or (f"class {index}" for index in range(outputs)))
+    if isinstance(data, tf.data.Dataset):
+        return LabelledDataset("tf.data", "tf.data", names, TfSubset(data))
+    split = as_split(data, "data")
+    source = resized(ArraySource(split.images, split.labels), crop)
+    return LabelledDataset("arrays", "arrays", names, Subset(source, np.arange(len(split))))
+
+
+def check_input(model: keras.Model, name: str, dataset: str, size: Sequence[int]) -> None:
+    """Refuse a model that does not take the images of a data set, which are of `size` (H, W, C)."""
+    shape = model.input_shape
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or any(side not in (None, given) for side, given in zip(shape[1:], size, strict=True))
+    ):
+        raise UserError(f"{name} takes images of the shape {shape}, {dataset} has {tuple(size)}")
+
+
+def score_subset(
+    model: keras.Model,
+    name: str,
+    tests: LabelledDataset,
+    batch_size: int | None = None,
+    log: Callable[[str], None] | None = None,
+    precision: str = "float32",
+    fold_bn: bool = False,
+    keep: bool = False,
+) -> EvalMetrics:
+    """Metrics of a model on images; `keep` keeps its predictions for a report."""
+    check_input(model, name, tests.name, tests.subset[0].shape)
+    kind = output_type(model)
+    if log is not None:
+        log(f"the model's output is taken as {kind}")
+    dtype = tf.float32 if tests.subset[0].dtype == np.float32 else tf.uint8
+    compiled = compiled_inference(model, precision, fold_bn, dtype)
+    probabilities: list[np.ndarray] = []
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        outputs = np.asarray(compiled(batch))
+        if keep:
+            probabilities.append(np.exp(log_softmax(outputs)) if kind == "logits" else outputs)
+        return outputs
+
+    names = tuple(tests.class_names)
+    metrics = evaluate_batches(forward, tests.subset.batches(batch_size), kind=kind, classes=len(names))
+    metrics = dataclasses.replace(metrics, data_source=tests.source, class_names=names)
+    if not keep or not np.isfinite(metrics.loss):
+        return metrics
+    predictions = from_probabilities(np.concatenate(probabilities), tests.subset.labels, names)
+    return dataclasses.replace(metrics, predictions=predictions, pictures=tests.subset)
