@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resnet_tf.models.imagenet import imagenet_resnet
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.pretrained.zoo import list_weights
-    from resnet_tf.process import recursion_limit
+    from resnet_tf.process import recursion_limit, room_for_depth
     from resnet_tf.recipes import RECIPES, Recipe
     from resnet_tf.training.logs import read_iterations
 
@@ -34,8 +34,9 @@ _HOMES = {
     "list_models": "models.registry",
     "list_weights": "pretrained.zoo",
     "read_iterations": "training.logs",
-    "residual_block": "models.blocks",
     "recursion_limit": "process",
+    "residual_block": "models.blocks",
+    "room_for_depth": "process",
 }
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "read_iterations",
     "recursion_limit",
     "residual_block",
+    "room_for_depth",
 ]
 
 

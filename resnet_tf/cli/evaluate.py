@@ -183,6 +183,8 @@ def write_report_of(
             examples=examples,
             more_pictures=[("Course of the training", curves)] if curves.exists() else [],
         )
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path} cannot be reported on: {error}; train it with a lower learning rate") from error
     except OSError as error:
