@@ -52,7 +52,7 @@ class InitialWeights:
         Raises:
             UserError: they are those of another network.
         """
-        self._weights.fill(model, new_head=True)
+        self._weights.load_into(model, new_head=True)
 
 
 def _file_of(weights: str, network: str) -> Path:
