@@ -91,7 +91,7 @@ def value(name, shape, rng):
 def write_checkpoint(path):
     """A zip archive as torch.save writes it; returns the number of its parameters."""
     load_tensorflow()
-    from tests.test_transfer_torch import pickled, tensor
+    from tests.test_pretrained_torch import pickled, tensor
 
     rng = np.random.default_rng(1)
     parameters, description = 0, collections.OrderedDict()

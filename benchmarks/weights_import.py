@@ -22,7 +22,7 @@ import json, resource, sys, time
 from pathlib import Path
 from resnet_tf.cli.command import load_tensorflow
 load_tensorflow()
-import resnet_tf.models.imagenet, resnet_tf.transfer.pretrained, resnet_tf.cli.import_weights
+import resnet_tf.models.imagenet, resnet_tf.pretrained.keras_file, resnet_tf.cli.import_weights
 what, path, output = sys.argv[1:]
 began = time.perf_counter()
 if what == "read":
@@ -44,15 +44,15 @@ def make_checkpoint(path):
     import numpy as np
 
     from resnet_tf.models.registry import build_model
-    from resnet_tf.pretrained.torch_mapping import TORCHVISION, _torch_shape, _variables_by_torch_name
-    from tests.test_transfer_torch import pickled, tensor
+    from resnet_tf.pretrained.torch_mapping import TORCHVISION, torch_shape, variables_by_torch_name
+    from tests.test_pretrained_torch import pickled, tensor
 
-    variables = _variables_by_torch_name(build_model("resnet152"), TORCHVISION)
+    variables = variables_by_torch_name(build_model("resnet152"), TORCHVISION)
     rng = np.random.default_rng(0)
     description = collections.OrderedDict()
     with zipfile.ZipFile(path, "w") as archive:
         for key, (name, variable) in enumerate(variables.items()):
-            shape = _torch_shape(variable)
+            shape = torch_shape(variable)
             strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
             numel = int(np.prod(shape))
             description[name] = tensor(shape, strides, numel=numel, key=str(key))

@@ -1,16 +1,23 @@
-"""The error that a command prints as one line, and what such messages are made with."""
+"""The error that a command prints as one line, and helpers for such messages."""
 
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
 
-class UserError(Exception):
-    """Something that the person at the keyboard can mend.
+class UserError(ValueError):
+    """An error the user can fix: bad argument, missing file, unsupported value.
 
-    The message says in one line what was wrong, what is allowed and what to do.
-    Commands print it and exit with code 2; library callers can catch it.
+    The message says in one line what was wrong, what is allowed and what to do. Commands print it and exit with
+    code 2.
+
+    Attributes:
+        argument: name of the Python argument at fault, None where it is not one argument.
     """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 def some(names: Sequence[str]) -> str:
@@ -19,18 +26,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def optional_import(module: str, extra: str) -> Any:
-    """Import an optional module.
-
-    Args:
-        module: dotted name, such as "matplotlib.figure".
-        extra: the extra of this package that brings it.
-
-    Returns:
-        The module.
-
-    Raises:
-        UserError: it is not installed; the message says how to get it.
-    """
+    """Import an optional module; raises UserError that names the extra to install where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

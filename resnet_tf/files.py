@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, never half of each, and digests of them."""
+"""Write files atomically (the old or the new one, never half of each), and compute digests."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,8 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success flush it to the disk and rename it over `path`.
 
-    The temporary name keeps the suffix (Keras chooses the format by it) and starts with a dot.
-    On failure the temporary file is removed and `path` is as it was.
-
-    Raises:
-        OSError: the file system refused a write, a flush or the rename.
+    The temporary name keeps the suffix (Keras chooses the format by it) and starts with a dot. On failure the
+    temporary file is removed and `path` is as it was.
     """
     temporary = path.with_name(f".new-{path.name}")
     try:
@@ -29,11 +26,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut, where the system can do that."""
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut, on systems that can."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -50,17 +47,17 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file (UTF-8) as a whole; names of files that are no text go in as escapes."""
+    """Replace a text file (UTF-8); names of files that are not text are written as escapes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole; keys keep their order."""
+    """Replace a JSON file; keys keep their order."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a file as a whole by whatever `write(temporary_path)` makes."""
+    """Replace a file by what `write(temporary_path)` makes."""
     with replacing(path) as temporary:
         write(temporary)

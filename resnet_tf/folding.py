@@ -1,35 +1,28 @@
 """Batch normalization folded into the convolution before it, for inference."""
 
-import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
+from resnet_tf.errors import UserError
 from resnet_tf.process import recursion_limit
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy of a model in which each convolution takes over the normalization that directly follows it.
+    """A float32 copy of a functional model whose convolutions take over the normalization that directly follows them.
 
-    In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where
-    the normalization is the only reader of a linear convolution; in pre-activation units that is every
-    normalization but the first, which has an addition before it and stays.
-
-    Args:
-        model: functional model; it is not changed.
-
-    Returns:
-        A plain functional float32 `keras.Model` with its own variables and the same layer names, that
-        agrees with `model` in inference to rounding. Training it is no longer training the original.
-
-    Raises:
-        ValueError: the model is not functional.
+    It has its own variables and the same layer names, and agrees with `model` in inference to rounding.
     """
+    # In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where the
+    # normalization is the only reader of a linear convolution; in pre-activation units that is every normalization but
+    # the first, which has an addition before it and stays.
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise ValueError(f"folding needs a functional keras.Model, not {type(model).__name__}")
-    pairs = _foldable(model)
+        raise UserError(f"folding needs a functional keras.Model, not {type(model).__name__}", argument="model")
+    with recursion_limit(len(model.layers)):
+        pairs = _foldable(model)
     folded_norms = {norm.name for norm in pairs.values()}
 
     def copy(layer: layers.Layer) -> layers.Layer:
@@ -57,27 +50,34 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
     """The normalization that each convolution can take over, by the convolution's name."""
-    # The model's own calls only: a layer may have been called in other models too, such as a fused view.
-    calls: dict[str, list[Any]] = {}
-    readers: dict[int, list[layers.Layer]] = {}
-    for node in itertools.chain.from_iterable(model._nodes_by_depth.values()):
-        calls.setdefault(node.operation.name, []).append(node)
-        for tensor in node.input_tensors:
-            readers.setdefault(id(tensor), []).append(node.operation)
-    outputs = {id(tensor) for tensor in model.outputs}
+    # The config of a new model has the calls between these inputs and outputs only; a layer may have been called in
+    # other models too, such as a fused view.
+    config = keras.Model(model.inputs, model.outputs).get_config()
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
+    readers: dict[str, list[str]] = {}
+    for name, nodes in calls.items():
+        for source in _source_layers(nodes):
+            readers.setdefault(source, []).append(name)
     pairs = {}
     for layer in model.layers:
         if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
             continue
-        if len(calls[layer.name]) != 1:
+        after = readers.get(layer.name, [])
+        if len(calls[layer.name]) != 1 or len(after) != 1 or layer.name in model.output_names:
             continue
-        result = id(calls[layer.name][0].outputs[0])
-        after = readers.get(result, [])
-        if result in outputs or len(after) != 1 or len(calls[after[0].name]) != 1:
-            continue
-        if _over_channels(after[0], layer):
-            pairs[layer.name] = after[0]
+        norm = model.get_layer(after[0]) if len(calls[after[0]]) == 1 else None
+        if norm is not None and _over_channels(norm, layer):
+            pairs[layer.name] = norm
     return pairs
+
+
+def _source_layers(arguments: Any) -> Iterator[str]:
+    """The layer that each tensor in the arguments of a call comes from, as `get_config` writes them."""
+    if isinstance(arguments, dict) and arguments.get("class_name") == "__keras_tensor__":
+        yield arguments["config"]["keras_history"][0]
+    elif isinstance(arguments, dict | list | tuple):
+        for item in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from _source_layers(item)
 
 
 def _over_channels(norm: layers.Layer, conv: layers.Conv2D) -> bool:

@@ -1,9 +1,8 @@
 """A second, faster graph over the variables of a Keras model.
 
-Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped
-convolutions on the CPU in XLA. The view computes both with TensorFlow's own kernels, in the
-precision of the run, over the very variables of the stock model. Run the view, save the model:
-nothing is copied, and the saved file knows nothing of it.
+Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped convolutions on the CPU in
+XLA. The view computes both with TensorFlow's own kernels, in the precision of the run, over the very variables of the
+stock model. Run the view, save the model: nothing is copied, and the saved file knows nothing of it.
 """
 
 import functools
@@ -14,6 +13,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from resnet_tf.errors import UserError
 from resnet_tf.process import recursion_limit
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -155,29 +155,30 @@ def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = Fals
         the model to rounding; do not save it.
 
     Raises:
-        ValueError: the policy is not known, the model is not of these kinds, or Keras runs on another
+        UserError: the policy is not known, the model is not of these kinds, or Keras runs on another
             backend than TensorFlow.
     """
     if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is not known; allowed: {', '.join(POLICIES)}")
+        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(POLICIES)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
+        raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
     if isinstance(model, keras.Sequential) and model.built:
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise ValueError(
-            f"the fused view needs a functional or built sequential keras.Model, not {type(model).__name__}"
+        raise UserError(
+            f"the fused view needs a functional or built sequential keras.Model, not {type(model).__name__}",
+            argument="model",
         )
-    outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
+    outputs = set(model.output_names)
 
     def view(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations")):
             return fused_view(layer, policy, sync_bn)
-        own = "float32" if layer.name in outputs else policy
+        layer_policy = "float32" if layer.name in outputs else policy
         if _fusable_norm(layer):
-            return _FusedBatchNormalization(layer, own, sync_bn)
-        if _plain_conv(layer, own):
-            return _PlainConv2D(layer, own)
+            return _FusedBatchNormalization(layer, layer_policy, sync_bn)
+        if _plain_conv(layer, layer_policy):
+            return _PlainConv2D(layer, layer_policy)
         if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:
             return type(layer).from_config({**layer.get_config(), "dtype": policy})
         return layer
@@ -189,22 +190,14 @@ def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = Fals
 def synchronized_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalize with the mean and the variance over all replicas, each of which has as many values.
+    """Normalize this replica's x (B, H, W, C) with mean and variance over all replicas, which are equally large.
 
-    The second moment is taken about the common mean in a second pass: E[x²] - E[x]² in float32 loses everything where
-    the mean is much larger than the deviation. The gradient of x goes through both statistics (1502.03167, section 3);
-    those of gamma and beta are this replica's part, to be summed with all other gradients. Forward takes two
-    all-reduces of C numbers each, backward one of 2C.
-
-    Args:
-        x: float (B, H, W, C), this replica's part.
-        gamma: float32 (C,).
-        beta: float32 (C,).
-        epsilon: added to the variance.
-
-    Returns:
-        The normalized x in its dtype, and mean and biased variance, float32 (C,), without gradients.
+    Returns the normalized x in its dtype, and mean and biased variance, float32 (C,), without gradients.
     """
+    # The second moment is taken about the common mean in a second pass: E[x²] - E[x]² in float32 loses everything where
+    # the mean is much larger than the deviation. The gradient of x goes through both statistics (1502.03167, section
+    # 3); those of gamma and beta are this replica's, to be summed with all other gradients. Forward takes two
+    # all-reduces of C numbers each, backward one of 2C.
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., list]]:
@@ -230,6 +223,6 @@ def synchronized_batch_norm(
     return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
 
-def _over_replicas(part: tf.Tensor) -> tf.Tensor:
+def _over_replicas(mean: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, part)
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)

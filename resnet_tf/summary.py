@@ -16,64 +16,47 @@ _STAGE = re.compile(r"(stem|head|stage\d+|conv\d+)_")
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A stage of a network.
-
-    Attributes:
-        name: "input", "stem", "stage1", …, "head"; a layer whose name says nothing belongs to the stage before
-            it, after the last stage to "head"; "network" where no name says anything.
-        output_shape: of its last layer, without the batch.
-        layers: number of convolutions and dense layers.
-        parameters: trainable ones.
-        statistics: those that are not trained, such as moving means.
-        multiply_adds: of its convolutions and dense layers, for one image.
-    """
+    """A stage of a network: "input", "stem", "stage1", …, "head", or "network" where no layer's name tells."""
 
     name: str
-    output_shape: tuple[int | None, ...]
-    layers: int
-    parameters: int
-    statistics: int
-    multiply_adds: int
+    output_shape: tuple[int | None, ...]  # of its last layer, without the batch
+    layers: int  # convolutions and dense layers
+    parameters: int  # trainable ones
+    statistics: int  # those that are not trained, such as moving means
+    multiply_adds: int  # of its convolutions and dense layers, for one image
 
 
 def summarize(model: keras.Model) -> list[StageSummary]:
-    """The stages of a functional model, in order.
-
-    Raises:
-        UserError: the model is not functional, or its input size is not known.
-    """
+    """The stages of a functional model in order; UserError where its input size is not known."""
     if not hasattr(model, "operations"):
         raise UserError(f"a summary needs a functional Keras model, not {type(model).__name__}; save it as one")
-    found = flat_layers(model)
-    named = [index for index, layer in enumerate(found) if stage_of(layer.name)]
+    members = flat_layers(model)
+    named = [index for index, layer in enumerate(members) if _stage_of(layer.name)]
     stages: dict[str, list[layers.Layer]] = {}
     name = "input" if named else "network"
-    for index, layer in enumerate(found):
-        name = stage_of(layer.name) or (name if not named or index < named[-1] else "head")
+    for index, layer in enumerate(members):
+        # A layer whose name does not tell belongs to the stage before it, after the last stage to the head.
+        name = _stage_of(layer.name) or (name if not named or index < named[-1] else "head")
         stages.setdefault(name, []).append(layer)
     return [_summary(name, members) for name, members in stages.items()]
 
 
 def flat_layers(model: keras.Model) -> list[layers.Layer]:
     """The layers of a model and of the models in it, in the order in which they run."""
-    found: list[layers.Layer] = []
+    flat: list[layers.Layer] = []
     for layer in model.layers:
-        found += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
-    return found
+        flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
+    return flat
 
 
-def stage_of(layer_name: str) -> str | None:
+def _stage_of(layer_name: str) -> str | None:
     """The stage that a layer's name says it is in, if it says so."""
     match = _STAGE.match(layer_name)
     return match[1] if match else None
 
 
 def multiply_adds(layer: layers.Layer) -> int:
-    """Multiply-adds of a convolution or dense layer for one image, bias left out; 0 for all other layers.
-
-    Raises:
-        UserError: the height and width that the layer works on are not known.
-    """
+    """Multiply-adds of a convolution or dense layer for one image, bias left out; 0 for all other layers."""
     if isinstance(layer, layers.SeparableConv2D | layers.SeparableConv1D):
         return _positions(layer.output.shape, layer) * (
             math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
@@ -91,21 +74,19 @@ def multiply_adds(layer: layers.Layer) -> int:
 
 def describe_summary(stages: list[StageSummary]) -> str:
     """The stages and their totals as a table for a terminal."""
-    rows = [("stage", "output", "conv + dense", "parameters", "multiply-adds")]
+    table = [("stage", "output", "conv + dense", "parameters", "multiply-adds")]
     for stage in stages:
         output = " x ".join("?" if side is None else str(side) for side in stage.output_shape)
-        rows.append((stage.name, output, str(stage.layers), f"{stage.parameters:,}", f"{stage.multiply_adds:,}"))
+        table.append((stage.name, output, str(stage.layers), f"{stage.parameters:,}", f"{stage.multiply_adds:,}"))
     parameters, adds = sum(s.parameters for s in stages), sum(s.multiply_adds for s in stages)
-    rows.append(("total", "", str(sum(s.layers for s in stages)), f"{parameters:,}", f"{adds:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines[1:1] = ["-" * len(lines[0])]
-    lines[-1:-1] = ["-" * len(lines[0])]
+    table.append(("total", "", str(sum(s.layers for s in stages)), f"{parameters:,}", f"{adds:,}"))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for cells in table:
+        left, right = zip(cells[:2], widths[:2], strict=True), zip(cells[2:], widths[2:], strict=True)
+        lines.append("  ".join([*(cell.ljust(width) for cell, width in left), *(c.rjust(w) for c, w in right)]))
+    rule = "-" * len(lines[0])
+    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
     statistics = sum(stage.statistics for stage in stages)
     lines.append(
         f"{parameters / 1e6:.2f} M trainable parameters ({statistics:,} moving statistics besides), "
@@ -146,32 +127,19 @@ def _positions(shape: tuple[int | None, ...], layer: layers.Layer) -> int:
 
 _UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")
 _AROUND = re.compile(r"_(shortcut|0)_")
-_SHOWN_POOLS = (
-    layers.MaxPooling2D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalMaxPooling2D,
-)
+_SHOWN_POOLS = (layers.MaxPooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 
 
 @dataclass(frozen=True)
 class Box:
-    """A unit, or what lies before and after all units.
+    """A unit, or what lies before and after all units, for a diagram."""
 
-    Attributes:
-        title: name, and how many equal units the box stands for.
-        stage: the stage it is in.
-        lines: its convolutions and poolings in order.
-        shortcut: the path around it in words, or None.
-        output_shape: without the batch.
-        count: equal units in a row.
-    """
-
-    title: str
+    title: str  # name; of the first and the last one where the box stands for several
     stage: str
-    lines: tuple[str, ...]
-    shortcut: str | None
-    output_shape: tuple[int | None, ...]
-    count: int = 1
+    lines: tuple[str, ...]  # its convolutions and poolings in order
+    shortcut: str | None  # the path around it in words
+    output_shape: tuple[int | None, ...]  # without the batch
+    count: int = 1  # equal units in a row that the box stands for
 
 
 def boxes_of(model: keras.Model) -> list[Box]:
@@ -180,13 +148,13 @@ def boxes_of(model: keras.Model) -> list[Box]:
     key = "input"
     for layer in flat_layers(model):
         match = _UNIT.match(layer.name)
-        key = match[1] if match else (stage_of(layer.name) or _unnamed_key(layer, key, bool(units)))
+        key = match[1] if match else (_stage_of(layer.name) or _unnamed_key(layer, key, bool(units)))
         units.setdefault(key, []).append(layer)
     return _merge_equal([_box(title, members) for title, members in units.items()])
 
 
 def _unnamed_key(layer: layers.Layer, before: str, started: bool) -> str:
-    """A layer whose name says nothing goes with what is before it, unless it starts something new."""
+    """A layer whose name does not tell goes with what is before it, unless it starts something new."""
     if not started:
         return "input"
     if _UNIT.match(f"{before}_") and (_has_kernel(layer) or isinstance(layer, _SHOWN_POOLS)):
@@ -200,14 +168,9 @@ def _has_kernel(layer: layers.Layer) -> bool:
 
 def _box(title: str, members: list[layers.Layer]) -> Box:
     around = [layer for layer in members if _AROUND.search(layer.name)]
-    lines = [_describe(layer) for layer in members if layer not in around]
-    return Box(
-        title=title,
-        stage=title.partition("_")[0],
-        lines=tuple(line for line in lines if line),
-        shortcut=_shortcut(around, members),
-        output_shape=tuple(members[-1].output.shape[1:]),
-    )
+    lines = tuple(line for layer in members if layer not in around and (line := _describe(layer)))
+    shape = tuple(members[-1].output.shape[1:])
+    return Box(title, title.partition("_")[0], lines, _shortcut(around, members), shape)
 
 
 def _shortcut(around: list[layers.Layer], members: list[layers.Layer]) -> str | None:

@@ -269,7 +269,7 @@ def test_weights_of_another_network(tmp_path, train, pretrained):
 
 def test_the_weights_shortcut_is_the_networks(tmp_path, small_data, monkeypatch):
     from resnet_tf.models import cifar
-    from tests.test_transfer_torch import FIXTURES
+    from tests.test_pretrained_torch import FIXTURES
 
     monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
     folder = tmp_path / "run"

@@ -251,7 +251,7 @@ def test_blocks_inside_a_larger_model_under_fit():
         ({"shortcut": "A"}, r"shortcut='A'.*'identity', 'projection', 'projection_all', 'none'"),
         ({"preactivation": "all"}, r"preactivation='all'.*'branch', 'both'"),
         ({"stride": 0}, r"stride must be at least 1"),
-        ({"filters": 0}, r"filters and stride must be at least 1"),
+        ({"filters": 0}, r"filters must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("block", [residual_block, bottleneck_block])

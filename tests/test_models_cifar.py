@@ -309,8 +309,8 @@ def test_the_recursion_limit_is_as_before():
         ({"std": (1, 2, 3)}, r"mean and std go together"),
         ({"mean": (1, 2), "std": (1, 2)}, r"3 values each"),
         ({"mean": (1, 2, 3), "std": (1, 0, 3)}, r"std above 0"),
-        ({"width": 0}, r"width and classes must be at least 1"),
-        ({"classes": 0}, r"width and classes must be at least 1"),
+        ({"width": 0}, r"width must be at least 1"),
+        ({"classes": 0}, r"classes must be at least 1"),
     ],
 )
 def test_errors_name_what_is_allowed(options, message):

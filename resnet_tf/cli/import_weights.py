@@ -90,8 +90,8 @@ def _import(arguments: Any, output: Path) -> dict[str, Any]:
         model = build_model(arguments.model, **builder)
     except ValueError as error:
         raise UserError(str(error)) from error
-    weights.fill(model, new_head=arguments.new_head is not None)
-    sidecar = _sidecar(arguments, model, weights.source, builder)
+    weights.load_into(model, new_head=arguments.new_head is not None)
+    sidecar = _sidecar(arguments, model, weights.format, builder)
     try:
         with recursion_limit(len(model.layers)):
             write_with(output, model.save)
@@ -102,7 +102,7 @@ def _import(arguments: Any, output: Path) -> dict[str, Any]:
         ) from error
     constants = sidecar["preprocessing"]
     print(
-        f"{output}: {arguments.model}, {model.count_params():,} parameters of {weights.source.name}'s kind, "
+        f"{output}: {arguments.model}, {model.count_params():,} parameters of {weights.format.name}'s kind, "
         f"{model.output_shape[-1]} classes{' (a new head)' if arguments.new_head else ''}; takes raw RGB pixels, "
         f"mean {_rounded(constants['mean'])}, std {_rounded(constants['std'])} inside"
     )

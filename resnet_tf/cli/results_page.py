@@ -206,8 +206,9 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
-        value = json.loads(_text(path))
+        value = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); collect the run again") from error
     if not isinstance(value, dict):

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from resnet_tf.errors import UserError
+
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
 PREACTIVATIONS = ("branch", "both", "none")
 STRIDES_ON = ("3x3", "1x1")
@@ -41,24 +43,10 @@ def conv(
     use_bias: bool = False,
     name: str,
 ) -> Any:
-    """Convolution that pads symmetrically, as the papers' code and PyTorch do.
+    """Convolution that pads symmetrically, as PyTorch does: a side s becomes ceil(s / stride).
 
-    TensorFlow's "same" pads (0, 1) at stride 2 where everybody else pads (1, 1); the difference
-    shifts the picture by half a pixel a stage and makes imported weights give other numbers.
-    Kernels start from a He normal over the fan-out, untruncated, as in fb.resnet.torch.
-
-    Args:
-        x: float tensor (batch, height, width, channels).
-        filters: output channels.
-        kernel_size: odd side of the kernel.
-        stride: 1 keeps height and width, 2 gives ceil(height / 2) x ceil(width / 2).
-        dilation: spacing of the kernel's taps.
-        groups: groups of a grouped convolution.
-        use_bias: whether to add a bias, superfluous before a batch normalization.
-        name: name of the convolution; `{name}_pad` and `{name}_stride` are the layers that may go with it.
-
-    Returns:
-        Float tensor (batch, ceil(height / stride), ceil(width / stride), filters).
+    TensorFlow's "same" pads (0, 1) at stride 2 where everybody else pads (1, 1); the difference shifts the picture by
+    half a pixel a stage and makes imported weights give other numbers. `{name}_pad` and `{name}_stride` may go with it.
     """
     padding = "same"
     # Keras does not stride a dilated convolution; computing all pixels and keeping some is the same.
@@ -67,6 +55,7 @@ def conv(
         margin = (kernel_size - 1) // 2
         x = layers.ZeroPadding2D(margin, data_format="channels_last", name=f"{name}_pad")(x)
         padding = "valid"
+    # Kernels start from a He normal over the fan-out, untruncated, as in fb.resnet.torch.
     x = layers.Conv2D(
         filters,
         kernel_size,
@@ -92,9 +81,10 @@ def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
     """
     missing = filters - x.shape[-1]
     if missing < 0:
-        raise ValueError(
+        raise UserError(
             f"shortcut='identity' cannot reduce channels: the input has {x.shape[-1]}, the unit puts out {filters}; "
-            "use shortcut='projection'"
+            "use shortcut='projection'",
+            argument="shortcut",
         )
     if stride > 1:
         x = layers.AveragePooling2D(1, strides=stride, data_format="channels_last", name=f"{name}_shortcut_pool")(x)
@@ -104,34 +94,6 @@ def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
             ((0, 0), (before, missing - before)), data_format="channels_first", name=f"{name}_shortcut_pad"
         )(x)
     return x
-
-
-def _shortcut(
-    x: Any,
-    preactivated: Any | None,
-    filters: int,
-    *,
-    stride: int,
-    kind: str,
-    shared: bool,
-    norm_layer: NormLayer,
-    use_bias: bool,
-    name: str,
-) -> Any | None:
-    """The path around the unit, decided by the channels and the stride (1512.03385, options A, B and C).
-
-    `preactivated` is None in the original unit. A projection of a pre-activation unit takes the
-    activated tensor and has no normalization of its own (1603.05027, appendix).
-    """
-    if kind == "none":
-        return None
-    changes = stride != 1 or x.shape[-1] != filters
-    if kind == "projection_all" or (kind == "projection" and changes):
-        source = x if preactivated is None else preactivated
-        projected = conv(source, filters, 1, stride=stride, use_bias=use_bias, name=f"{name}_shortcut_conv")
-        return projected if preactivated is not None else norm_layer(f"{name}_shortcut_bn", "ones")(projected)
-    source = preactivated if shared else x
-    return _option_a(source, filters, stride, name) if changes else source
 
 
 def _unit(
@@ -147,24 +109,26 @@ def _unit(
     use_bias: bool,
     name: str,
 ) -> Any:
-    """One unit with the given convolutions on its branch: the part that basic and bottleneck units share."""
-    filters = convolutions[-1]["filters"]
-    last = len(convolutions)
-    preactivated = None
-    if version == 2:
-        preactivated = x if preactivation == "none" else relu(norm_layer(f"{name}_bn1", "ones")(x), f"{name}_relu1")
-    around = _shortcut(
-        x,
-        preactivated,
-        filters,
-        stride=stride,
-        kind=shortcut,
-        shared=version == 2 and preactivation == "both",
-        norm_layer=norm_layer,
-        use_bias=use_bias,
-        name=name,
-    )
-    branch = x if preactivated is None else preactivated
+    """A unit with the given convolutions on its branch; basic and bottleneck units differ in nothing else.
+
+    The path around the branch follows from the channels and the stride (1512.03385, options A, B and C).
+    """
+    filters, last = convolutions[-1]["filters"], len(convolutions)
+    branch = x
+    if version == 2 and preactivation != "none":
+        branch = relu(norm_layer(f"{name}_bn1", "ones")(x), f"{name}_relu1")
+    changes = stride != 1 or x.shape[-1] != filters
+    if shortcut == "none":
+        around = None
+    elif shortcut == "projection_all" or (shortcut == "projection" and changes):
+        # In a pre-activation unit it takes the activated tensor and has no normalization (1603.05027, appendix).
+        around = conv(branch, filters, 1, stride=stride, use_bias=use_bias, name=f"{name}_shortcut_conv")
+        if version == 1:
+            around = norm_layer(f"{name}_shortcut_bn", "ones")(around)
+    else:
+        around = branch if version == 2 and preactivation == "both" else x
+        if changes:
+            around = _option_a(around, filters, stride, name)
     for k, options in enumerate(convolutions, start=1):
         if version == 2 and k > 1:
             branch = relu(norm_layer(f"{name}_bn{k}", "ones")(branch), f"{name}_relu{k}")
@@ -179,22 +143,25 @@ def _unit(
     return relu(branch, f"{name}_relu{last}") if version == 1 else branch
 
 
-def check_choice(what: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise a ValueError that names what is allowed.
-
-    Raises:
-        ValueError: `value` is not in `allowed`.
-    """
+def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raise a UserError that names what is allowed, unless `value` is."""
     if value not in allowed:
-        raise ValueError(f"{what}={value!r} is not known; allowed: {', '.join(repr(a) for a in allowed)}")
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise UserError(f"{argument}={value!r} is not known; allowed: {choices}", argument=argument)
+
+
+def check_positive(**values: int) -> None:
+    """Raise a UserError for the first argument that is below 1."""
+    for argument, value in values.items():
+        if value < 1:
+            raise UserError(f"{argument} must be at least 1, not {value}", argument=argument)
 
 
 def _check_unit(filters: int, stride: int, version: int, shortcut: str, preactivation: str) -> None:
     check_choice("version", version, (1, 2))
     check_choice("shortcut", shortcut, SHORTCUTS)
     check_choice("preactivation", preactivation, PREACTIVATIONS)
-    if filters < 1 or stride < 1:
-        raise ValueError(f"filters and stride must be at least 1, not {filters} and {stride}")
+    check_positive(filters=filters, stride=stride)
 
 
 def residual_block(
@@ -235,7 +202,7 @@ def residual_block(
         Float tensor (batch, ceil(height / stride), ceil(width / stride), filters).
 
     Raises:
-        ValueError: an argument is not one of those allowed, or option A would have to drop channels.
+        UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
     _check_unit(filters, stride, version, shortcut, preactivation)
     convolutions = [
@@ -289,13 +256,13 @@ def bottleneck_block(
         Float tensor (batch, ceil(height / stride), ceil(width / stride), 4 * filters).
 
     Raises:
-        ValueError: an argument is not one of those allowed, or option A would have to drop channels.
+        UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
     _check_unit(filters, stride, version, shortcut, preactivation)
     check_choice("stride_on", stride_on, STRIDES_ON)
     inner = inner_filters or filters
     if groups < 1 or inner % groups:
-        raise ValueError(f"groups={groups} must divide the {inner} inner channels of the unit")
+        raise UserError(f"groups={groups} must divide the {inner} inner channels of the unit", argument="groups")
     first, middle = (stride, 1) if stride_on == "1x1" else (1, stride)
     convolutions = [
         {"filters": inner, "kernel_size": 1, "stride": first},

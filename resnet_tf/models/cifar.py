@@ -5,9 +5,20 @@ from typing import Any
 
 import keras
 
-from resnet_tf.models.blocks import SHORTCUTS, batch_norm, bottleneck_block, check_choice, conv, relu, residual_block
+from resnet_tf.errors import UserError
+from resnet_tf.models.blocks import (
+    SHORTCUTS,
+    batch_norm,
+    bottleneck_block,
+    check_choice,
+    check_positive,
+    conv,
+    relu,
+    residual_block,
+)
 from resnet_tf.models.layers import POOLINGS, head, model_input
-from resnet_tf.models.registry import default_shortcut, open_weights
+from resnet_tf.models.networks import default_shortcut
+from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
 STAGE_FILTERS = (16, 32, 64)
@@ -15,17 +26,14 @@ LAYERS_PER_UNIT = {"basic": 2, "bottleneck": 3}
 
 
 def blocks_per_stage(depth: int, block: str) -> int:
-    """Units in each of the three stages of a network of this depth.
-
-    Raises:
-        ValueError: the depth is not 6n+2 (basic) or 9n+2 (bottleneck).
-    """
+    """Units in each of the three stages of a network of 6n+2 (basic) or 9n+2 (bottleneck) layers."""
     check_choice("block", block, tuple(LAYERS_PER_UNIT))
     per_n = 3 * LAYERS_PER_UNIT[block]
     if not isinstance(depth, int) or depth < per_n + 2 or (depth - 2) % per_n:
         examples = ", ".join(str(per_n * n + 2) for n in (1, 2, 3, 5, 9, 18))
-        raise ValueError(
-            f"depth={depth!r} does not exist for {block} blocks; allowed: {per_n}n+2, that is {examples}, …"
+        raise UserError(
+            f"depth={depth!r} does not exist for {block} blocks; allowed: {per_n}n+2, that is {examples}, …",
+            argument="depth",
         )
     return (depth - 2) // per_n
 
@@ -75,8 +83,7 @@ def cifar_resnet(
         A plain functional `keras.Model` of stock layers.
 
     Raises:
-        ValueError: an argument is not one of those allowed; the message names them.
-        UserError: the weights cannot be read or do not fit the network.
+        UserError: an argument is not one of those allowed, or the weights cannot be read or do not fit the network.
     """
     check_choice("version", version, (1, 2))
     check_choice("pooling", pooling, POOLINGS)
@@ -89,8 +96,7 @@ def cifar_resnet(
     if shortcut is None:
         shortcut = default_shortcut(block)
     check_choice("shortcut", shortcut, SHORTCUTS)
-    if width < 1 or classes < 1:
-        raise ValueError(f"width and classes must be at least 1, not {width} and {classes}")
+    check_positive(width=width, classes=classes)
     with recursion_limit(depth):
         inputs, x = model_input(input_shape, 8, mean, std)
         x = conv(x, STAGE_FILTERS[0], 3, use_bias=use_bias, name="stem_conv")
@@ -100,16 +106,10 @@ def cifar_resnet(
             x = _stage(x, stage, filters * width, blocks, block, version, shortcut, use_bias)
         if version == 2:
             x = relu(batch_norm("head_bn")(x), "head_relu")
-        outputs = head(
-            x,
-            include_top=include_top,
-            pooling=pooling,
-            classes=classes,
-            classifier_activation=classifier_activation,
-        )
+        outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
         model = keras.Model(inputs, outputs, name=name or f"resnet{depth}_v{version}")
     if opened is not None:
-        opened.fill(model)
+        opened.load_into(model)
     return model
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
+from resnet_tf.errors import UserError
 from resnet_tf.process import recursion_limit
 
 
@@ -22,14 +23,15 @@ def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) 
         `model.get_layer("head_relu").output` is the normalized form of the last one.
 
     Raises:
-        ValueError: the network does not have one of the stages, or none were asked for.
+        UserError: the network does not have one of the stages, or none were asked for.
     """
     outputs = stage_outputs(model)
     unknown = [stage for stage in stages if stage not in outputs]
     if unknown or not stages:
-        raise ValueError(
+        raise UserError(
             f"stages={tuple(stages)} does not fit {model.name}; allowed: one or more of "
-            f"{', '.join(map(str, sorted(outputs))) or 'none, it has no layers named stage…'}"
+            f"{', '.join(map(str, sorted(outputs))) or 'none, it has no layers named stage…'}",
+            argument="stages",
         )
     with recursion_limit(len(model.layers)):
         maps = [model.get_layer(outputs[stage]).output for stage in stages]

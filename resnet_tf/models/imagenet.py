@@ -1,23 +1,27 @@
 """The ImageNet networks of He et al. 2015 (table 1), their pre-activation form, ResNeXt and wide ResNets."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import layers
 
+from resnet_tf.errors import UserError
 from resnet_tf.models.blocks import (
     STRIDES_ON,
     NormLayer,
     batch_norm,
     bottleneck_block,
     check_choice,
+    check_positive,
     conv,
     relu,
     residual_block,
 )
 from resnet_tf.models.layers import POOLINGS, head, model_input
-from resnet_tf.models.registry import open_weights, published_network
+from resnet_tf.models.networks import published_network
+from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
 STEM_FILTERS = 64
@@ -84,8 +88,7 @@ def imagenet_resnet(
         A plain functional `keras.Model` of stock layers, with stages 2 to 5 (conv2_x to conv5_x).
 
     Raises:
-        ValueError: an argument is not one of those allowed; the message names them.
-        UserError: the weights cannot be read or do not fit the network.
+        UserError: an argument is not one of those allowed, or the weights cannot be read or do not fit the network.
     """
     check_choice("version", version, (1, 2))
     check_choice("depth", depth, tuple(d for d in DEPTHS if version == 2 or d not in V2_ONLY))
@@ -95,6 +98,14 @@ def imagenet_resnet(
     _check_widths(block, groups, width_per_group, classes)
     dilate = _checked_dilations(replace_stride_with_dilation)
     norm = norm_layer or batch_norm
+    bottleneck_options: dict[str, Any] = {"groups": groups, "width_per_group": width_per_group, "stride_on": stride_on}
+    unit = functools.partial(
+        residual_block if block == BASIC else _bottleneck,
+        version=version,
+        zero_init=zero_init_residual,
+        norm_layer=norm,
+        **({} if block == BASIC else bottleneck_options),
+    )
     network = published_network(depth, version, groups, width_per_group, stride_on)
     opened = None if weights is None else open_weights(weights, network)
     if opened is not None and mean is None and std is None:
@@ -102,44 +113,33 @@ def imagenet_resnet(
     with recursion_limit(depth):
         inputs, x = model_input(input_shape, 32, mean, std)
         x = _stem(x, norm)
-        if block == BASIC:
-            unit = _basic_units(version, zero_init_residual, norm)
-        else:
-            unit = _bottleneck_units(version, zero_init_residual, norm, groups, width_per_group, stride_on)
         x = _stages(x, units, dilate, unit)
         if version == 2:
             x = relu(norm("head_bn", "ones")(x), "head_relu")
-        outputs = head(
-            x,
-            include_top=include_top,
-            pooling=pooling,
-            classes=classes,
-            classifier_activation=classifier_activation,
-        )
+        outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
         model = keras.Model(inputs, outputs, name=name or f"imagenet_resnet{depth}_v{version}")
     if opened is not None:
-        opened.fill(model)
+        opened.load_into(model)
     return model
 
 
 def _check_widths(block: str, groups: int, width_per_group: int, classes: int) -> None:
-    if groups < 1 or width_per_group < 1 or classes < 1:
-        raise ValueError(
-            f"groups, width_per_group and classes must be at least 1, not {groups}, {width_per_group} and {classes}"
-        )
+    check_positive(groups=groups, width_per_group=width_per_group, classes=classes)
     if block == BASIC and (groups != 1 or width_per_group != 64):
-        raise ValueError(
+        raise UserError(
             f"groups={groups} and width_per_group={width_per_group} go with bottlenecks (depth 50 and more) only; "
-            "basic blocks have groups=1 and width_per_group=64"
+            "basic blocks have groups=1 and width_per_group=64",
+            argument="groups" if groups != 1 else "width_per_group",
         )
 
 
 def _checked_dilations(replace_stride_with_dilation: Sequence[bool]) -> tuple[bool, ...]:
     dilate = tuple(bool(stage) for stage in replace_stride_with_dilation)
     if len(dilate) != 3:
-        raise ValueError(
+        raise UserError(
             f"replace_stride_with_dilation={replace_stride_with_dilation!r} needs three truth values, "
-            "for stages 3, 4 and 5"
+            "for stages 3, 4 and 5",
+            argument="replace_stride_with_dilation",
         )
     return dilate
 
@@ -153,10 +153,7 @@ def _stem(x: Any, norm: NormLayer) -> Any:
     return layers.MaxPooling2D(3, strides=2, data_format="channels_last", name="stem_pool")(x)
 
 
-Unit = Callable[..., Any]
-
-
-def _stages(x: Any, units: Sequence[int], dilate: Sequence[bool], unit: Unit) -> Any:
+def _stages(x: Any, units: Sequence[int], dilate: Sequence[bool], unit: Callable[..., Any]) -> Any:
     """Stages 2 to 5; a dilated stage keeps the resolution and doubles the spacing of the taps behind its stride."""
     dilation = 1
     for stage, (filters, count) in enumerate(zip(STAGE_FILTERS, units, strict=True), start=2):
@@ -175,33 +172,23 @@ def _stages(x: Any, units: Sequence[int], dilate: Sequence[bool], unit: Unit) ->
     return x
 
 
-def _basic_units(version: int, zero_init: bool, norm: NormLayer) -> Unit:
-    """A function that adds a basic unit; `dilation` holds the spacing before and behind the unit's stride."""
-
-    def unit(x: Any, filters: int, **options: Any) -> Any:
-        return residual_block(x, filters, version=version, zero_init=zero_init, norm_layer=norm, **options)
-
-    return unit
-
-
-def _bottleneck_units(
-    version: int, zero_init: bool, norm: NormLayer, groups: int, width_per_group: int, stride_on: str
-) -> Unit:
-    """A function that adds a bottleneck; `dilation` holds the spacing before and behind the unit's stride."""
-
-    def unit(x: Any, filters: int, *, dilation: tuple[int, int], **options: Any) -> Any:
-        before, behind = dilation
-        return bottleneck_block(
-            x,
-            filters,
-            version=version,
-            stride_on=stride_on,
-            inner_filters=filters * width_per_group // 64 * groups,
-            groups=groups,
-            dilation=before if stride_on == "3x3" else behind,
-            zero_init=zero_init,
-            norm_layer=norm,
-            **options,
-        )
-
-    return unit
+def _bottleneck(
+    x: Any,
+    filters: int,
+    *,
+    dilation: tuple[int, int],
+    groups: int,
+    width_per_group: int,
+    stride_on: str,
+    **options: Any,
+) -> Any:
+    """A bottleneck of ResNet, ResNeXt or a wide network; `dilation` is the spacing before and behind its stride."""
+    return bottleneck_block(
+        x,
+        filters,
+        stride_on=stride_on,
+        inner_filters=filters * width_per_group // 64 * groups,
+        groups=groups,
+        dilation=dilation[0] if stride_on == "3x3" else dilation[1],
+        **options,
+    )

@@ -1,12 +1,10 @@
 """torchvision's published ImageNet weights: which file belongs to which network, fetched once and checked."""
 
-import hashlib
 import os
+import shutil
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -30,66 +28,53 @@ FILES = {
     "wide_resnet101_2": "wide_resnet101_2-32ee1156.pth",
 }
 
-_CHUNK = 2**20
 _TIMEOUT = 30  # seconds without a byte
 
 
 def published_file(network: str | None) -> Path:
-    """torchvision's published file for a network, from the cache or, the first time, from the net.
+    """torchvision's file for a network in `FILES`, from the cache or, the first time, from the network.
 
-    The cache is the folder resnet_tf in Keras' own ($KERAS_HOME or ~/.keras).
-
-    Args:
-        network: a name in `FILES`; None for a network that nobody has published weights for.
-
-    Raises:
-        UserError: there is none for this network, it cannot be fetched, or its checksum is wrong.
+    UserError: there is none for this network, it cannot be fetched, or its checksum is wrong.
     """
     if network not in FILES:
         raise UserError(
             f"weights='imagenet' exists for {', '.join(FILES)} in their usual form (stride_on='3x3') only; "
-            "give a file, or build without weights"
+            "give a file, or build without weights",
+            argument="weights",
         )
     name = FILES[network]
     path = cache_folder() / name
     if not path.exists():
         _fetch(name, path)
-    elif not sha256_of(path).startswith(_prefix(name)):
+    elif not _has_checksum(path, name):
         raise UserError(f"{path} does not have the checksum in its name; remove it, and fetch {ADDRESS}{name} again")
     return path
 
 
 def cache_folder() -> Path:
-    """Where published files are kept."""
+    """Where published files are kept: the folder resnet_tf in Keras' own ($KERAS_HOME or ~/.keras)."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "resnet_tf"
 
 
-def _prefix(name: str) -> str:
-    return Path(name).stem.rpartition("-")[2]
+def _has_checksum(path: Path, name: str) -> bool:
+    return sha256_of(path).startswith(Path(name).stem.rpartition("-")[2])
 
 
 def _fetch(name: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(ADDRESS + name, timeout=_TIMEOUT) as answer, replacing(path) as temporary:
-            size = int(answer.headers.get("Content-Length") or 0)
-            digest = hashlib.sha256()
-            with open(temporary, "wb") as file:
-                for chunk in _chunks(answer, name, size):
-                    digest.update(chunk)
-                    file.write(chunk)
-            if not digest.hexdigest().startswith(_prefix(name)):
-                raise UserError(f"what {ADDRESS}{name} sent does not have the checksum in its name; try again")
+        with urllib.request.urlopen(ADDRESS + name, timeout=_TIMEOUT) as response, replacing(path) as temporary:
+            size = int(response.headers.get("Content-Length") or 0) or None
+            silent = not sys.stderr.isatty()
+            with (
+                open(temporary, "wb") as file,
+                tqdm.wrapattr(response, "read", total=size, desc=name, disable=silent) as body,
+            ):
+                shutil.copyfileobj(body, file, 2**20)
+            if not _has_checksum(temporary, name):
+                raise UserError(f"the file from {ADDRESS}{name} does not have the checksum in its name; try again")
     except OSError as error:
         raise UserError(
             f"{name} is not in {path.parent}, and could not be fetched ({getattr(error, 'reason', None) or error}); "
             f"fetch {ADDRESS}{name} where there is a network, and put it at {path}"
         ) from error
-
-
-def _chunks(answer: BinaryIO, name: str, size: int) -> Iterator[bytes]:
-    bar = tqdm(total=size or None, desc=name, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
-    with bar:
-        while chunk := answer.read(_CHUNK):
-            bar.update(len(chunk))
-            yield chunk

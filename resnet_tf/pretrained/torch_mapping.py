@@ -1,7 +1,6 @@
 """Which PyTorch tensor belongs to which variable of a network."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,29 +8,9 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, some
-from resnet_tf.pretrained.torch_file import LazyTensor
+from resnet_tf.pretrained.torch_file import LazyTensor, Tensors
 
 Rgb = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class CheckpointFormat:
-    """A family of published checkpoints.
-
-    `first_stage` is our number of the stage that they call layer1; `shortcut` and `head` are their names of the
-    projection and the classifier; `mean` and `std` are in 0-255 units; `dataset` is what the usual classes belong to;
-    `resize` is the shorter side, and `crop` the square cut out of it, that they were tested with.
-    """
-
-    name: str
-    first_stage: int
-    shortcut: str
-    head: str
-    dataset: str
-    mean: Rgb
-    std: Rgb
-    resize: int
-    crop: int
 
 
 def _pixels(red: float, green: float, blue: float) -> Rgb:
@@ -39,46 +18,45 @@ def _pixels(red: float, green: float, blue: float) -> Rgb:
     return (255 * red, 255 * green, 255 * blue)
 
 
-_IMAGENET_MEAN = _pixels(0.485, 0.456, 0.406)
-_IMAGENET_STD = _pixels(0.229, 0.224, 0.225)
+IMAGENET_MEAN = _pixels(0.485, 0.456, 0.406)
+IMAGENET_STD = _pixels(0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """A family of published checkpoints.
+
+    `first_stage` is our number of the stage that they call layer1; `shortcut` and `head` are their names of the
+    projection and the classifier; `mean` and `std` are in 0-255 units; they were tested on images resized to a
+    shorter side of `resize` and cropped to a square of `crop`.
+    """
+
+    name: str
+    dataset: str
+    first_stage: int = 1
+    shortcut: str = "downsample"
+    head: str = "fc"
+    mean: Rgb = IMAGENET_MEAN
+    std: Rgb = IMAGENET_STD
+    resize: int = 32
+    crop: int = 32
+
 
 # timm's resnet*.tv_in1k carry torchvision's weights under torchvision's names.
-TORCHVISION = CheckpointFormat(
-    "torchvision", 2, "downsample", "fc", "imagenet", _IMAGENET_MEAN, _IMAGENET_STD, 256, 224
-)
+TORCHVISION = CheckpointFormat("torchvision", "imagenet", first_stage=2, resize=256, crop=224)
 # akamaster/pytorch_resnet_cifar10 normalizes CIFAR-10 with ImageNet's constants (trainer.py).
-AKAMASTER = CheckpointFormat("akamaster", 1, "shortcut", "linear", "cifar10", _IMAGENET_MEAN, _IMAGENET_STD, 32, 32)
+AKAMASTER = CheckpointFormat("akamaster", "cifar10", shortcut="shortcut", head="linear")
 # chenyaofo/pytorch-cifar-models; its standard deviations are means over single images, and its networks expect them.
 CHENYAOFO_10 = CheckpointFormat(
-    "chenyaofo",
-    1,
-    "downsample",
-    "fc",
-    "cifar10",
-    _pixels(0.4914, 0.4822, 0.4465),
-    _pixels(0.2023, 0.1994, 0.2010),
-    32,
-    32,
+    "chenyaofo", "cifar10", mean=_pixels(0.4914, 0.4822, 0.4465), std=_pixels(0.2023, 0.1994, 0.2010)
 )
 CHENYAOFO_100 = CheckpointFormat(
-    "chenyaofo",
-    1,
-    "downsample",
-    "fc",
-    "cifar100",
-    _pixels(0.5070, 0.4865, 0.4409),
-    _pixels(0.2673, 0.2564, 0.2761),
-    32,
-    32,
+    "chenyaofo", "cifar100", mean=_pixels(0.5070, 0.4865, 0.4409), std=_pixels(0.2673, 0.2564, 0.2761)
 )
 
 
-def detect_format(tensors: Mapping[str, LazyTensor]) -> CheckpointFormat:
-    """Tell from the tensors' names whose network it is.
-
-    Raises:
-        UserError: it is none that is known.
-    """
+def detect_format(tensors: Tensors) -> CheckpointFormat:
+    """Tell from the tensors' names whose network it is; UserError for an unknown one."""
     if "conv1.weight" in tensors and "layer1.0.conv1.weight" in tensors:
         if any(name.startswith("layer4.") for name in tensors):
             return TORCHVISION
@@ -92,7 +70,7 @@ def detect_format(tensors: Mapping[str, LazyTensor]) -> CheckpointFormat:
     )
 
 
-def has_projections(tensors: Mapping[str, LazyTensor], format: CheckpointFormat) -> bool:
+def has_projections(tensors: Tensors, format: CheckpointFormat) -> bool:
     """Whether the network's shortcuts have weights (option B)."""
     return any(f".{format.shortcut}." in name for name in tensors)
 
@@ -111,35 +89,12 @@ _SUFFIXES = {
 _LAYOUTS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
-def fill_model(
-    model: keras.Model, tensors: Mapping[str, LazyTensor], format: CheckpointFormat, *, new_head: bool = False
-) -> None:
-    """Give every variable of a model its value from a checkpoint; check everything before anything is changed.
+def load_state_dict(model: keras.Model, tensors: Tensors, format: CheckpointFormat, *, new_head: bool = False) -> None:
+    """Assign a checkpoint's tensors to a version 1 network of this package, with or without its head.
 
-    Args:
-        model: a network of this package, version 1, with or without its head.
-        tensors: the checkpoint's tensors by name.
-        source: how they are named.
-        new_head: leave the model's head as it is, and the checkpoint's unused.
-
-    Raises:
-        UserError: a tensor is missing, left over or of another shape. The message goes on from a file's name.
+    With `new_head` the model's head stays as it is. A tensor that is missing, left over or of another shape raises
+    a UserError, whose message continues the file's name, before anything is changed.
     """
-    _check_family(model, format)
-    head_stays = new_head or not any(layer.name in HEADS for layer in model.layers)
-    variables = _variables_by_torch_name(model, format)
-    wanted = {name: variable for name, variable in variables.items() if not (head_stays and _in_head(name, format))}
-    present = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(".num_batches_tracked") and not (head_stays and _in_head(name, format))
-    }
-    _check_fit(wanted, present, format)
-    for name, variable in wanted.items():
-        variable.assign(np.transpose(present[name].read(), _LAYOUTS[len(variable.shape)]))
-
-
-def _check_family(model: keras.Model, format: CheckpointFormat) -> None:
     stages = {int(found[1]) for layer in model.layers if (found := re.match(r"stage(\d+)_", layer.name))}
     if min(stages, default=0) != format.first_stage:
         theirs, ours = ("CIFAR", "an ImageNet") if format.first_stage == 1 else ("ImageNet", "a CIFAR")
@@ -147,13 +102,21 @@ def _check_family(model: keras.Model, format: CheckpointFormat) -> None:
             f"it holds {format.name}'s weights of {theirs} networks, and {model.name} is {ours} network; "
             f"name the network that it was made for"
         )
+    variables = variables_by_torch_name(model, format)
+    present = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
+    if new_head or not any(layer.name in HEADS for layer in model.layers):
+        variables, present = _without_head(variables, format), _without_head(present, format)
+    _check_fit(variables, present, format)
+    for name, variable in variables.items():
+        variable.assign(np.transpose(present[name].read(), _LAYOUTS[len(variable.shape)]))
 
 
-def _in_head(name: str, format: CheckpointFormat) -> bool:
-    return name.startswith(f"{format.head}.")
+def _without_head(items: dict[str, Any], format: CheckpointFormat) -> dict[str, Any]:
+    return {name: item for name, item in items.items() if not name.startswith(f"{format.head}.")}
 
 
-def _variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> dict[str, Any]:
+def variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> dict[str, keras.Variable]:
+    """A model's variables by the names that the checkpoint has for them."""
     return {
         f"{_torch_layer(layer.name, format)}.{_SUFFIXES.get(variable.name, variable.name)}": variable
         for layer in model.layers
@@ -162,30 +125,35 @@ def _variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> di
 
 
 def _torch_layer(name: str, format: CheckpointFormat) -> str:
-    """The source's name of a layer of ours."""
+    """The checkpoint's name of a layer of ours."""
     if name in HEADS:
         return format.head
-    stem = re.fullmatch(r"stem_(conv|bn)", name)
-    if stem:
+    if stem := re.fullmatch(r"stem_(conv|bn)", name):
         return f"{stem[1]}1"
     unit = re.fullmatch(r"stage(\d+)_block(\d+)_(?:(conv\d|bn\d)|shortcut_(conv|bn))", name)
     if unit is None:
         raise UserError(
             f"the layer {name} has no counterpart among {format.name}'s, whose networks are of version 1; build that"
         )
-    place = f"layer{int(unit[1]) - format.first_stage + 1}.{int(unit[2]) - 1}"
-    return f"{place}.{unit[3] or format.shortcut + ('.0' if unit[4] == 'conv' else '.1')}"
+    block = f"layer{int(unit[1]) - format.first_stage + 1}.{int(unit[2]) - 1}"
+    return f"{block}.{unit[3] or format.shortcut + ('.0' if unit[4] == 'conv' else '.1')}"
 
 
-def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, LazyTensor], format: CheckpointFormat) -> None:
-    missing = [name for name in wanted if name not in present]
-    left_over = [name for name in present if name not in wanted]
+def torch_shape(variable: keras.Variable) -> tuple[int, ...]:
+    """The shape of a variable's tensor in the checkpoint."""
+    shape = tuple(variable.shape)
+    return tuple(shape[axis] for axis in np.argsort(_LAYOUTS[len(shape)]))
+
+
+def _check_fit(variables: dict[str, keras.Variable], present: dict[str, LazyTensor], format: CheckpointFormat) -> None:
+    missing = [name for name in variables if name not in present]
+    left_over = [name for name in present if name not in variables]
     misshapen = {
-        name: (present[name].shape, _torch_shape(variable))
-        for name, variable in wanted.items()
-        if name in present and present[name].shape != _torch_shape(variable)
+        name: (present[name].shape, torch_shape(variable))
+        for name, variable in variables.items()
+        if name in present and present[name].shape != torch_shape(variable)
     }
-    if not missing and not left_over and misshapen and all(_in_head(name, format) for name in misshapen):
+    if not missing and not left_over and misshapen and not _without_head(misshapen, format):
         theirs, ours = misshapen.get(f"{format.head}.weight", ((0,), (0,)))
         raise UserError(
             f"its classifier has {theirs[0]} outputs, the model's has {ours[0]}; build the model with "
@@ -199,8 +167,3 @@ def _check_fit(wanted: Mapping[str, Any], present: Mapping[str, LazyTensor], for
             + "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in faults if names)
             + "; name the model, and the shortcut, that it was made for"
         )
-
-
-def _torch_shape(variable: Any) -> tuple[int, ...]:
-    shape = tuple(variable.shape)
-    return tuple(shape[axis] for axis in np.argsort(_LAYOUTS[len(shape)]))

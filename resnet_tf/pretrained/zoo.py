@@ -15,18 +15,13 @@ from resnet_tf.errors import UserError
 FOLDER = Path(__file__).parents[1] / "weights"
 
 _WORD = r"[A-Za-z0-9_]+"
-_CHANNELS = ("mean", "std")
 
 
 @dataclass(frozen=True)
 class PretrainedEntry:
-    """Weights of a network.
+    """Weights `name` of a network: a .keras file, and the content of the JSON beside it (`about`).
 
-    Attributes:
-        network: name of the network.
-        name: what they are called among its weights.
-        path: .keras file.
-        about: the JSON beside it: classes, preprocessing, builder, recipe, data, metrics, training.
+    The JSON has classes, preprocessing, builder, recipe, data, metrics and training.
     """
 
     network: str
@@ -41,7 +36,7 @@ class PretrainedEntry:
 
     def options(self) -> dict[str, Any]:
         """The builder's options of the network that the weights are of."""
-        channels = {key: tuple(self.about["preprocessing"][key]) for key in _CHANNELS}
+        channels = {key: tuple(self.about["preprocessing"][key]) for key in ("mean", "std")}
         return {**self.about["builder"], **channels}
 
 
@@ -62,25 +57,19 @@ def list_weights() -> list[str]:
 
 
 def find_entry(network: str, name: str) -> PretrainedEntry:
-    """The weights of this name for a network.
-
-    Raises:
-        UserError: there are none; the message names those that there are.
-    """
+    """The weights of this name for a network; UserError that lists the known ones if there are none."""
     known = entries()
     text = f"{network}:{name}"
     if text not in known:
         there_are = f"there are {', '.join(known)}" if known else "this version comes with none"
-        raise UserError(f"no weights {text} come with the package; {there_are}; or give the path of a file")
+        raise UserError(
+            f"no weights {text} come with the package; {there_are}; or give the path of a file", argument="weights"
+        )
     return known[text]
 
 
 def find_shipped(text: str) -> PretrainedEntry | None:
-    """The weights that `network:name` stands for; None for a text of another form, or that is a file.
-
-    Raises:
-        UserError: there are none of this name; the message names those that there are.
-    """
+    """The weights that `network:name` stands for (UserError if unknown); None for other texts, and for a file."""
     match = re.fullmatch(f"({_WORD}):({_WORD})", text)
     if match is None or Path(text).exists():
         return None
@@ -97,32 +86,28 @@ def is_entry_name(weights: object) -> bool:
     )
 
 
-def checked_options(entry: PretrainedEntry, network: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """The builder's options to load an entry with.
+def checked_options(entry: PretrainedEntry, network: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The builder's options to load an entry with; UserError if `given` ones (None: not given) are not the weights'.
 
-    Args:
-        entry: the weights.
-        network: options that the network's name stands for.
-        asked: options that were asked for; None stands for nothing asked.
-
-    Raises:
-        UserError: they are not those of the weights.
+    `network` are the options that the network's name stands for.
     """
-    given = {key: value for key, value in asked.items() if value is not None}
-    own = {**network, **entry.options()}
-    unlike = [key for key, value in given.items() if key in own and _plain(value) != _plain(own[key])]
+    given = {key: value for key, value in given.items() if value is not None}
+    expected = {**network, **entry.options()}
+    unlike = [key for key in given if key in expected and _as_list(given[key]) != _as_list(expected[key])]
     if unlike:
-        theirs = ", ".join(f"{key}={_plain(own[key])!r}" for key in unlike)
-        wanted = ", ".join(f"{key}={_plain(given[key])!r}" for key in unlike)
+        theirs = ", ".join(f"{key}={_as_list(expected[key])!r}" for key in unlike)
+        ours = ", ".join(f"{key}={_as_list(given[key])!r}" for key in unlike)
         raise UserError(
-            f"the weights {entry.text} are of a network with {theirs}, not {wanted}; "
-            f"leave {' and '.join(unlike)} out, or build without weights"
+            f"the weights {entry.text} are of a network with {theirs}, not {ours}; "
+            f"leave {' and '.join(unlike)} out, or build without weights",
+            argument=unlike[0],
         )
     return {**entry.options(), **given, "weights": str(entry.path)}
 
 
-def _plain(value: Any) -> Any:
-    return [float(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+def _as_list(value: Any) -> Any:
+    """A sequence of numbers as a list of floats, so that tuples and lists compare; anything else as it is."""
+    return [float(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 class ImageNetClass(NamedTuple):
@@ -136,4 +121,4 @@ class ImageNetClass(NamedTuple):
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """The classes by index. Names are WordNet's; the two cranes and the two maillots are told apart."""
     text = resources.files("resnet_tf").joinpath("imagenet_classes.csv").read_text(encoding="utf-8")
-    return tuple(ImageNetClass(row["wnid"], row["name"]) for row in csv.DictReader(text.splitlines()))
+    return tuple(ImageNetClass(line["wnid"], line["name"]) for line in csv.DictReader(text.splitlines()))

@@ -15,7 +15,7 @@ from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
-from resnet_tf.pretrained.torch_mapping import fill_model
+from resnet_tf.pretrained.torch_mapping import load_state_dict
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -352,7 +352,7 @@ def test_every_tensor_is_used_and_every_variable_filled(narrow, tmp_path, change
     model = cifar_resnet(20, version=1)
     before = model.get_weights()
     with pytest.raises(UserError, match=message):
-        changed(tmp_path, **changes).fill(model)
+        changed(tmp_path, **changes).load_into(model)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -360,7 +360,7 @@ def test_every_tensor_is_used_and_every_variable_filled(narrow, tmp_path, change
 def test_a_new_head_keeps_its_own_values(narrow, tmp_path):
     model = cifar_resnet(20, version=1, classes=3)
     head = [np.array(v) for v in model.get_layer("head_logits").variables]
-    changed(tmp_path).fill(model, new_head=True)
+    changed(tmp_path).load_into(model, new_head=True)
     for old, new in zip(head, model.get_layer("head_logits").variables, strict=True):
         np.testing.assert_array_equal(old, new)
     whole = cifar_resnet(20, version=1, weights=str(FIXTURES / "akamaster_resnet20.th"))
@@ -414,7 +414,7 @@ def test_filling_takes_any_model_layout(narrow):
 
     tensors = read_checkpoint(FIXTURES / "akamaster_resnet20.th")
     model = cifar_resnet(20, version=1)
-    fill_model(model, tensors, AKAMASTER)
+    load_state_dict(model, tensors, AKAMASTER)
     kernel = tensors["layer3.0.conv1.weight"].read()
     assert np.asarray(model.get_layer("stage3_block1_conv1").kernel)[0, 2, 5, 7] == kernel[7, 5, 0, 2]
     assert np.asarray(model.get_layer("head_logits").kernel)[5, 7] == tensors["linear.weight"].read()[7, 5]

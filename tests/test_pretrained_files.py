@@ -19,7 +19,7 @@ from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained import download as published
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.zoo import imagenet_classes
-from tests.test_transfer_torch import FIXTURES, Hostile, archive
+from tests.test_pretrained_torch import FIXTURES, Hostile, archive
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
 
@@ -145,7 +145,7 @@ def test_keras_files_under_a_new_head(tmp_path, name, classes):
     model.save_weights(tmp_path / "m.weights.h5")
     other = cifar_resnet(8, classes=classes)
     head = [value.numpy() for value in other.get_layer("head_logits").variables]
-    open_weights(str(tmp_path / name), None).fill(other, new_head=True)
+    open_weights(str(tmp_path / name), None).load_into(other, new_head=True)
     for value, before in zip(other.get_layer("head_logits").variables, head, strict=True):
         np.testing.assert_array_equal(value, before)
     features = [keras.Model(each.input, each.get_layer("head_pool").output)(IMAGES) for each in (model, other)]
@@ -153,7 +153,7 @@ def test_keras_files_under_a_new_head(tmp_path, name, classes):
     for unlike in (cifar_resnet(14, classes=classes), cifar_resnet(8, classes=classes, width=2)):
         before = unlike.get_weights()
         with pytest.raises(UserError, match=f"{name} does not fit"):
-            open_weights(str(tmp_path / name), None).fill(unlike, new_head=True)
+            open_weights(str(tmp_path / name), None).load_into(unlike, new_head=True)
         for value, expected in zip(unlike.get_weights(), before, strict=True):
             np.testing.assert_array_equal(value, expected)
 

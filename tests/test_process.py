@@ -1,0 +1,47 @@
+import sys
+import threading
+import time
+
+import pytest
+
+import resnet_tf
+from resnet_tf.errors import UserError
+from resnet_tf.process import recursion_limit
+
+
+def test_the_recursion_limit_is_raised_and_put_back():
+    before = sys.getrecursionlimit()
+    with recursion_limit(before):
+        assert sys.getrecursionlimit() == 20 * before
+        with recursion_limit(1):
+            assert sys.getrecursionlimit() == 20 * before
+    assert sys.getrecursionlimit() == before
+    assert resnet_tf.room_for_depth is recursion_limit
+
+
+def test_threads_that_build_at_once_leave_the_limit_as_it_was():
+    before = sys.getrecursionlimit()
+    together = threading.Barrier(8)
+    low = []
+
+    def build(index):
+        together.wait()
+        time.sleep(0.01 * index)  # the first to come is the first to go: each saw another's limit as the one before
+        with recursion_limit(500 + index):
+            time.sleep(0.05)
+            low.append(sys.getrecursionlimit() < 20 * (500 + index))
+
+    threads = [threading.Thread(target=build, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(low)
+    assert sys.getrecursionlimit() == before
+
+
+def test_an_error_names_its_argument():
+    with pytest.raises(ValueError, match="no such depth") as caught:
+        raise UserError("no such depth", argument="depth")
+    assert caught.value.argument == "depth"
+    assert UserError("something else").argument is None
