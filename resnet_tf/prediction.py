@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.data.image_io import SUFFIXES, Pixels, UnreadableImageError, read_image
-from resnet_tf.data.image_ops import ResizeCenterCrop, frame
+from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
 
 BATCHES_AHEAD = 3
@@ -75,7 +75,7 @@ def predict_files(
     """
 
     def load(path: Path) -> Pixels:
-        return frame(read_image(path, channels), framing)
+        return framing(read_image(path, channels))
 
     for batch in _batches(_loaded_ahead(paths, load, batch_size * BATCHES_AHEAD, threads), batch_size):
         readable = [pixels for _, pixels in batch if not isinstance(pixels, UnreadableImageError)]

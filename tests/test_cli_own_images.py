@@ -235,7 +235,7 @@ def test_what_a_request_for_own_images_asks_for():
     ("flags", "message"),
     [
         (["--dataset", "folder:"], "names no images"),
-        (["--dataset", "folder:nowhere"], "nowhere is no folder"),
+        (["--dataset", "folder:nowhere"], "nowhere is not a folder"),
         (["--dataset", "list:nowhere.txt"], "nowhere.txt"),
         (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
         (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]]"),

@@ -169,9 +169,9 @@ class Job:
             self.batches,
             material.pictures,
             material.policy,
-            wish=request.keep_on_device,
+            keep=request.keep_on_device,
             is_gpu=device.is_gpu,
-            per_call=self.per_call,
+            steps_per_execution=self.per_call,
             replicas=self.replicas.count,
         )
         self.step, self.steps = self._functions()

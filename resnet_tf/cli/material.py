@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet_tf.cli.request import Request, default_augmentation
-from resnet_tf.data.custom_transform import is_function_name, load_function, try_policy
+from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function
 from resnet_tf.data.dataset import (
     Dataset,
     channel_statistics,
@@ -28,7 +28,14 @@ from resnet_tf.data.loader import (
     TrainLoader,
     source_statistics,
 )
-from resnet_tf.data.transforms import PadCropFlip, Transform, TransformPair, augmentation, custom_transforms, mean_fill
+from resnet_tf.data.transforms import (
+    PadCropFlip,
+    Transform,
+    TransformPair,
+    custom_transforms,
+    make_transforms,
+    mean_fill,
+)
 from resnet_tf.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -86,8 +93,8 @@ class Material:
             seed=seed,
             indices=self.train.indices,
             workers=self.workers,
-            share=share,
-            parts=parts,
+            shard=share,
+            microbatches=parts,
         )
 
 
@@ -134,10 +141,10 @@ def _from_memory(data: Dataset, request: Request, statistics: tuple[Channels, Ch
     shape, framing, workers = data.train.images.shape[1:], None, 1
     if request.input_size is not None or request.augment is not None:
         size = request.input_size or max(shape[:2])
-        chosen = _own_augmentation(request.augment, size, "none", pictures) or augmentation(
+        chosen = _own_augmentation(request.augment, size, "none", pictures) or make_transforms(
             request.augment or "cifar", size, _pad_crop_flip(request.recipe, mean)
         )
-        policy, framing, workers = chosen.policy, chosen.framing, _WORKERS
+        policy, framing, workers = chosen.train, chosen.eval, _WORKERS
         shape = (size, size, shape[2])
     return Material(
         data.name,
@@ -162,7 +169,7 @@ def _from_files(own: ImageDataset, request: Request, statistics: tuple[Channels,
     assert size is not None
     pictures = FileSource(own.files["train"])
     chosen = _own_augmentation(name, size, default_augmentation(request.model), pictures)
-    framing = (chosen or augmentation(name, size)).framing
+    framing = (chosen or make_transforms(name, size)).eval
     seen = {split: ResizedSource(FileSource(files), framing) for split, files in own.files.items()}
     everything = {split: np.arange(len(files)) for split, files in own.files.items()}
     if "validation" in own.files:
@@ -171,14 +178,14 @@ def _from_files(own: ImageDataset, request: Request, statistics: tuple[Channels,
         train, held_out = stratified_split(own.files["train"].labels, recipe.validation_size, request.seed)
         validation = Subset(seen["train"], held_out, _WORKERS)
     mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
-    chosen = chosen or augmentation(name, size, _pad_crop_flip(recipe, mean))
+    chosen = chosen or make_transforms(name, size, _pad_crop_flip(recipe, mean))
     return Material(
         own.name,
         own.source,
         own.class_names,
         (size, size, 3),
         FileSource(own.files["train"], chosen.min_side),
-        chosen.policy,
+        chosen.train,
         Subset(seen["train"], train, _WORKERS),
         validation,
         Subset(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
@@ -198,7 +205,7 @@ def _own_augmentation(name: str | None, size: int, framing_of: str, pictures: Da
     if name is None or not is_function_name(name):
         return None
     made = custom_transforms(load_function(name), size, framing_of)
-    try_policy(name, made.policy, pictures.image(0))
+    check_transform(name, made.train, pictures.image(0))
     return made
 
 

@@ -124,11 +124,11 @@ def _tensorboard(job: "Job", folder: Path, every: int) -> Callback:
     material = job.material
     looked_at = material.validation if len(material.validation) else material.train
     # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
-    looked_at = looked_at.first(2 * eval_batch_size(material.shape))
+    looked_at = looked_at.take(2 * eval_batch_size(material.shape))
     return TensorBoardLog(
         folder / "tensorboard",
         job.model,
-        material.train.first(job.request.recipe.batch_size).arrays(),
+        material.train.take(job.request.recipe.batch_size).arrays(),
         evaluation_pictures(job.eval_model, *looked_at.arrays(), material.class_names),
         every,
     )
