@@ -86,10 +86,10 @@ def test_a_gigantic_picture_is_refused_before_memory_is_taken(tmp_path, python, 
     result = python(
         f"{first}\n"
         "import sys; from pathlib import Path\n"
-        "from resnet_tf.framing import Framing; from resnet_tf.predict import predict_files\n"
+        "from resnet_tf.data.image_ops import ResizeCenterCrop; from resnet_tf.prediction import predict_files\n"
         "def most(): return int(Path('/proc/self/status').read_text().split('VmPeak:')[1].split()[0])\n"
         "before = most()\n"
-        "(found,) = predict_files([Path(sys.argv[1])], None, Framing(256, 224, 224))\n"
+        "(found,) = predict_files([Path(sys.argv[1])], None, ResizeCenterCrop(256, 224, 224))\n"
         "print(found.path, found.unreadable)\n"
         "assert most() - before < 500_000, most() - before",
         claiming(tmp_path / "a.png", side),

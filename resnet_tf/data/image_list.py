@@ -37,7 +37,7 @@ def find_images(name: str, class_names: Sequence[str] | None = None) -> dict[str
     """Find the images of "folder:PATH" or "list:…" by split, as `read_folder` and `read_list` do."""
     kind, _, place = name.partition(":")
     if not is_image_dataset(name) or not place.strip():
-        raise UserError(f"invalid name of images {name!r}; expected folder:PATH or {_LIST_FORM}")
+        raise UserError(f"{name!r} names no images; expected folder:PATH or {_LIST_FORM}")
     if kind == "folder":
         return read_folder(place, class_names)
     lists = [path.strip() for path in place.split(",")]
