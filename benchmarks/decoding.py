@@ -1,4 +1,4 @@
-"""Speed and memory of reading one's own images: the scan, then an epoch of decoded and augmented batches.
+"""Speed and memory of reading one's own images: the check, then an epoch of decoded and augmented batches.
 
     python -m benchmarks.decoding DATASET [--augment cifar] [--size 32] [--batch-size 128] [--workers 1] [--epochs 1]
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.data.image_check import scan
+from resnet_tf.data.image_check import check_images
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
 from resnet_tf.data.image_list import find_images
 from resnet_tf.data.loader import FileSource, ResizedSource, TrainLoader, source_statistics
-from resnet_tf.data.transforms import POLICIES, augmentation
+from resnet_tf.data.transforms import AUGMENTATIONS, make_transforms
 
 
 @contextlib.contextmanager
@@ -39,25 +39,25 @@ def timed(what: str, images: int) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
-    parser.add_argument("--augment", choices=POLICIES, default="cifar")
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="cifar")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--cache", type=Path, help="file of the scan's verdicts")
+    parser.add_argument("--cache", type=Path, help="file of the checks' results")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     measure(arguments, find_images(arguments.dataset))
 
 
 def measure(arguments: argparse.Namespace, splits: dict[str, ImageFiles]) -> None:
-    with timed("scan", sum(map(len, splits.values()))):
-        scanned = scan(splits, on_bad="skip", cache=arguments.cache)
+    with timed("check", sum(map(len, splits.values()))):
+        scanned = check_images(splits, on_bad="skip", cache=arguments.cache)
     print(scanned.counts(), {split: len(files) for split, files in scanned.kept.items()}, flush=True)
-    files, chosen = scanned.kept["train"], augmentation(arguments.augment, arguments.size)
+    files, chosen = scanned.kept["train"], make_transforms(arguments.augment, arguments.size)
     batches = TrainLoader(
         FileSource(files, chosen.min_side),
-        chosen.policy,
+        chosen.train,
         batch_size=arguments.batch_size,
         seed=0,
         workers=arguments.workers,
@@ -68,7 +68,7 @@ def measure(arguments: argparse.Namespace, splits: dict[str, ImageFiles]) -> Non
             for _ in batches.iterate(epoch * steps, (epoch + 1) * steps):
                 pass
     with timed("statistics", len(files)):
-        mean, deviation = source_statistics(ResizedSource(FileSource(files), chosen.framing), np.arange(len(files)))
+        mean, deviation = source_statistics(ResizedSource(FileSource(files), chosen.eval), np.arange(len(files)))
     print("mean", [round(x, 2) for x in mean], "deviation", [round(x, 2) for x in deviation])
 
 

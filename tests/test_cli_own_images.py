@@ -235,7 +235,7 @@ def test_what_a_request_for_own_images_asks_for():
     ("flags", "message"),
     [
         (["--dataset", "folder:"], "names no images"),
-        (["--dataset", "folder:nowhere"], "nowhere is no folder"),
+        (["--dataset", "folder:nowhere"], "nowhere is not a folder"),
         (["--dataset", "list:nowhere.txt"], "nowhere.txt"),
         (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
         (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]]"),
@@ -277,7 +277,7 @@ def test_what_was_left_out_in_training_is_left_out_in_evaluation(tmp_path, tree,
     assert without_rate(evaluate.main([str(folder)])) == without_rate(report["test"])
     # Named, its images are those of a class that the model does not know; an empty folder is none of a class.
     assert resnet_tf(["evaluate", str(folder), "--dataset", f"folder:{root}"]) == 2
-    assert "has b damaged, which the 10 classes" in capsys.readouterr().err
+    assert "has b damaged, which is not among the 10 classes" in capsys.readouterr().err
     shutil.rmtree(root / "test" / "b damaged")
     assert resnet_tf(["evaluate", str(folder), "--dataset", f"folder:{root}"]) == 2
     shutil.rmtree(root / "train" / "b damaged")

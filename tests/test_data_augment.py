@@ -21,12 +21,12 @@ def numpy_reference(image, draw, pad, mode, fill):
 
 
 def test_ten_thousand_draws_see_each_of_the_81_offsets_and_no_other():
-    draws = PadCropFlip(pad=4).draw(np.random.default_rng(0), 10_000)
+    draws = PadCropFlip(pad=4).sample(np.random.default_rng(0), 10_000)
     assert {(dy, dx) for dy, dx, _ in draws.tolist()} == {(dy, dx) for dy in range(9) for dx in range(9)}
 
 
 def test_offsets_are_uniform_and_independent_of_the_flip():
-    draws = PadCropFlip(pad=1).draw(np.random.default_rng(1), 18_000)
+    draws = PadCropFlip(pad=1).sample(np.random.default_rng(1), 18_000)
     counts = np.unique(draws, axis=0, return_counts=True)[1]
     # 18 equally likely outcomes, 1,000 expected of each, standard deviation 31: five of them either way.
     assert len(counts) == 18
@@ -34,15 +34,15 @@ def test_offsets_are_uniform_and_independent_of_the_flip():
 
 
 def test_half_of_the_images_are_flipped():
-    flips = PadCropFlip().draw(np.random.default_rng(2), 10_000)[:, 2]
+    flips = PadCropFlip().sample(np.random.default_rng(2), 10_000)[:, 2]
     assert set(flips.tolist()) == {0, 1}
     # Binomial(10,000, ½) has a standard deviation of 50.
     assert abs(int(flips.sum()) - 5000) < 250
 
 
 def test_an_images_draw_does_not_depend_on_how_many_follow():
-    policy = PadCropFlip()
-    few, many = (policy.draw(np.random.default_rng(3), count) for count in (100, 50_000))
+    transform = PadCropFlip()
+    few, many = (transform.sample(np.random.default_rng(3), count) for count in (100, 50_000))
     np.testing.assert_array_equal(few, many[:100])
 
 
@@ -51,9 +51,9 @@ def test_an_images_draw_does_not_depend_on_how_many_follow():
 def test_apply_is_numpys_pad_crop_flip_to_the_pixel(mode, channels):
     image = random_image(channels, height=9, width=7)
     fill = tuple(range(40, 40 + channels))
-    policy = PadCropFlip(pad=2, mode=mode, fill=fill)
+    transform = PadCropFlip(pad=2, mode=mode, fill=fill)
     for draw in [(dy, dx, flip) for dy in (0, 1, 4) for dx in (0, 3, 4) for flip in (0, 1)]:
-        varied = policy.apply(image, np.array(draw))
+        varied = transform.apply(image, np.array(draw))
         assert varied.dtype == np.uint8
         np.testing.assert_array_equal(varied, numpy_reference(image, draw, 2, mode, fill))
 
@@ -98,10 +98,10 @@ def test_fields_out_of_range_are_refused(fields):
 
 
 def test_no_augmentation_returns_the_image():
-    image, policy = random_image(), NoTransform()
-    draws = policy.draw(np.random.default_rng(0), 5)
+    image, transform = random_image(), NoTransform()
+    draws = transform.sample(np.random.default_rng(0), 5)
     assert draws.shape == (5, 0)
-    assert policy.apply(image, draws[0]) is image
+    assert transform.apply(image, draws[0]) is image
 
 
 def test_mean_fill_rounds_the_mean_of_each_channel():

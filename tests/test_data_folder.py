@@ -85,7 +85,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     ]
 
 
-def test_files_whose_links_lead_nowhere_are_found_so_that_the_scan_can_tell(tmp_path):
+def test_files_whose_links_lead_nowhere_are_found_so_that_the_check_can_tell(tmp_path):
     plant(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "a" / "loop.jpg").symlink_to(tmp_path / "a" / "loop.jpg")
@@ -102,7 +102,7 @@ def test_an_empty_class_is_a_class(tmp_path):
 def test_classes_that_a_model_has_settled(tmp_path):
     plant(tmp_path, "a/1.jpg", "b/2.jpg")
     assert read_folder(tmp_path, ["b", "x", "a"])["train"].labels.tolist() == [0, 2]
-    with pytest.raises(UserError, match=r"has b, which the 1 classes \(a\) do not know"):
+    with pytest.raises(UserError, match=r"has b, which is not among the 1 classes \(a\)"):
         read_folder(tmp_path, ["a"])
     (tmp_path / "empty").mkdir()
     assert len(read_folder(tmp_path, ["a", "b"])["train"]) == 2
@@ -115,7 +115,7 @@ def test_classes_that_a_model_has_settled(tmp_path):
         (["a/1.txt", "b/2"], "holds no images in its class folders"),
         (["val/a/1.jpg", "test/a/2.jpg"], "holds test and val but no train/"),
         (["train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg"], "holds both val/ and valid/"),
-        (["train/a/1.jpg", "test/b/2.jpg"], r"test has b, which the 1 classes \(a\)"),
+        (["train/a/1.jpg", "test/b/2.jpg"], r"test has b, which is not among the 1 classes \(a\)"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path, names, message):
@@ -132,7 +132,7 @@ def test_a_class_whose_name_is_no_text(tmp_path):
 
 def test_no_folder(tmp_path):
     for path in (tmp_path / "none", plant(tmp_path, "a.jpg") / "a.jpg"):
-        with pytest.raises(UserError, match="is no folder"):
+        with pytest.raises(UserError, match="is not a folder"):
             read_folder(path)
 
 
@@ -172,7 +172,7 @@ def test_integers_whose_names_have_gaps(lists):
     """As a model has them that was trained without the images of class 1."""
     found = read_list(lists("a.jpg 2\nb.jpg 0\n"), class_names=("0", "2"))["train"]
     assert found.labels.tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"label '1', which is none of the classes \(0, 2\)"):
+    with pytest.raises(UserError, match=r"invalid label '1'; expected one of the classes \(0, 2\)"):
         read_list(lists("a.jpg 1\n"), class_names=("0", "2"))
 
 
@@ -213,12 +213,12 @@ def test_lists_of_all_splits_number_classes_alike(lists):
         ("a.jpg -1\nb.jpg 0\n", None, r"run from -1 to 0"),
         ("a.jpg 0\nb.jpg 1\nc.jpg cat\n", None, r"list.txt:1 has the integer label 0, .*list.txt:3 the name 'cat'"),
         ("a.jpg 0\nb.jpg 1\n", "c.jpg cat\n", "label all images one way or the other"),
-        ("a.jpg 0\nb.jpg 1\n", "c.jpg 2\n", r"valid.txt:1 has the label '2', which is none of the classes \(0 to 1\)"),
-        ("a.jpg ant\nb.jpg cat\n", "c.jpg cow\n", r"'cow', which is none of the classes \(ant, cat\)"),
+        ("a.jpg 0\nb.jpg 1\n", "c.jpg 2\n", r"valid.txt:1: invalid label '2'; expected one of the classes \(0 to 1\)"),
+        ("a.jpg ant\nb.jpg cat\n", "c.jpg cow\n", r"'cow'; expected one of the classes \(ant, cat\)"),
         ("path,label\na.jpg,\n", None, "list.txt:2 lacks a path or a label"),
         ("path,label\na.jpg\n", None, "list.txt:2 lacks a path or a label"),
         ("a.jpg " + "9" * 5000 + "\nb.jpg 0\n", None, "one way or the other"),
-        (b"\xff\xfe\x00", None, "no text in UTF-8"),
+        (b"\xff\xfe\x00", None, "not UTF-8 text"),
     ],
 )
 def test_lists_that_cannot_be_used(lists, train, validation, message):

@@ -17,15 +17,15 @@ from resnet_tf.training.optimizer import make_optimizer
 from resnet_tf.training.step import make_multi_step, make_train_step
 
 
-def some_batches(policy, shape=(6, 5, 3), count=40):
+def some_batches(transform, shape=(6, 5, 3), count=40):
     rng = np.random.default_rng(0)
     source = ArraySource(rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, 10, count))
-    batches = TrainLoader(source, policy, batch_size=8, seed=1, indices=np.arange(0, count, 2))
-    return batches, DeviceCachedLoader(batches, source, policy)
+    batches = TrainLoader(source, transform, batch_size=8, seed=1, indices=np.arange(0, count, 2))
+    return batches, DeviceCachedLoader(batches, source, transform)
 
 
 @pytest.mark.parametrize(
-    ("policy", "shape"),
+    ("transform", "shape"),
     [
         (PadCropFlip(2, fill=(1, 2, 3)), (6, 5, 3)),
         (PadCropFlip(4, fill=(9,)), (3, 7, 1)),
@@ -36,28 +36,28 @@ def some_batches(policy, shape=(6, 5, 3), count=40):
         (PadCropFlip(2, mode="reflect"), (1, 1, 3)),
     ],
 )
-def test_the_pixels_are_those_of_opencv(policy, shape):
-    batches, resident = some_batches(policy, shape)
+def test_the_pixels_are_those_of_opencv(transform, shape):
+    batches, resident = some_batches(transform, shape)
     flipped = set()
-    for step, (rows, draws) in enumerate(resident.iterate(0, 5)):
+    for step, (indices, params) in enumerate(resident.iterate(0, 5)):
         expected, _ = batches.batch(step)
-        np.testing.assert_array_equal(resident.images(tf.constant(rows), tf.constant(draws)), expected)
-        flipped |= set(draws[:, 2].tolist())
+        np.testing.assert_array_equal(resident.images(tf.constant(indices), tf.constant(params)), expected)
+        flipped |= set(params[:, 2].tolist())
     assert flipped == {0, 1}
 
 
 def test_a_pixel_by_hand():
     image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
-    policy = PadCropFlip(1, fill=(70, 80, 90))
+    transform = PadCropFlip(1, fill=(70, 80, 90))
     source = ArraySource(image, [0])
-    resident = DeviceCachedLoader(TrainLoader(source, policy, batch_size=1, seed=0), source, policy)
+    resident = DeviceCachedLoader(TrainLoader(source, transform, batch_size=1, seed=0), source, transform)
     # Down and right by one of the padded corner at (2, 1): the lower row of the image, then the pad; mirrored.
     found = resident.images(tf.constant([0], tf.int64), tf.constant([[2, 1, 1]], tf.int64)).numpy()
     np.testing.assert_array_equal(found[0], [[[9, 10, 11], [6, 7, 8]], [[70, 80, 90], [70, 80, 90]]])
 
 
 def test_updates_are_those_of_batches_from_the_host():
-    policy, after = PadCropFlip(2, fill=(120,)), []
+    transform, after = PadCropFlip(2, fill=(120,)), []
     for on_device in (False, True):
         keras.utils.set_random_seed(3)
         model = cifar_resnet(8, version=1, input_shape=(8, 8, 3))
@@ -66,7 +66,7 @@ def test_updates_are_those_of_batches_from_the_host():
         optimizer.build(model.trainable_variables)
         step = make_train_step(model, fused_view(model, "float32"), optimizer, recipe, jit_compile=False)
         steps = make_multi_step(step, model)
-        batches, resident = some_batches(policy, (8, 8, 3))
+        batches, resident = some_batches(transform, (8, 8, 3))
         feed = resident if on_device else batches
         if on_device:
             step, steps = resident.update(step), resident.update(steps, several=True)
@@ -92,7 +92,7 @@ def test_copies_are_the_batches_of_the_host_in_order():
 
 
 @pytest.mark.parametrize(
-    ("wish", "is_gpu", "per_call", "kind"),
+    ("keep", "is_gpu", "steps_per_execution", "kind"),
     [
         ("auto", False, 1, TrainLoader),
         ("auto", True, 10, DeviceCachedLoader),
@@ -101,22 +101,28 @@ def test_copies_are_the_batches_of_the_host_in_order():
         ("never", True, 10, TrainLoader),
     ],
 )
-def test_the_way_to_the_device(wish, is_gpu, per_call, kind):
-    policy = PadCropFlip(2)
+def test_the_way_to_the_device(keep, is_gpu, steps_per_execution, kind):
+    transform = PadCropFlip(2)
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
-    batches = TrainLoader(source, policy, batch_size=2, seed=0)
-    assert type(to_device(batches, source, policy, wish=wish, is_gpu=is_gpu, per_call=per_call)) is kind
+    batches = TrainLoader(source, transform, batch_size=2, seed=0)
+    assert (
+        type(to_device(batches, source, transform, keep=keep, is_gpu=is_gpu, steps_per_execution=steps_per_execution))
+        is kind
+    )
 
 
 def test_what_cannot_stay():
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
     batches = TrainLoader(source, NoTransform(), batch_size=2, seed=0)
     with pytest.raises(UserError, match="--keep-on-device always is for CIFAR and shapes as they are"):
-        to_device(batches, source, NoTransform(), wish="always", is_gpu=False, per_call=1)
-    assert to_device(batches, source, NoTransform(), wish="auto", is_gpu=False, per_call=1) is batches
+        to_device(batches, source, NoTransform(), keep="always", is_gpu=False, steps_per_execution=1)
+    assert to_device(batches, source, NoTransform(), keep="auto", is_gpu=False, steps_per_execution=1) is batches
     with pytest.raises(UserError, match="--keep-on-device always is for one device, here are 2 replicas"):
-        to_device(batches, source, PadCropFlip(2), wish="always", is_gpu=True, per_call=1, replicas=2)
-    assert to_device(batches, source, PadCropFlip(2), wish="auto", is_gpu=True, per_call=1, replicas=2) is batches
+        to_device(batches, source, PadCropFlip(2), keep="always", is_gpu=True, steps_per_execution=1, replicas=2)
+    assert (
+        to_device(batches, source, PadCropFlip(2), keep="auto", is_gpu=True, steps_per_execution=1, replicas=2)
+        is batches
+    )
 
 
 def test_a_run_with_its_images_on_the_device_ends_with_the_same_bits(tmp_path, train):

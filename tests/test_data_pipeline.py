@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_tf.data.loader import ArraySource, TrainLoader, epoch_draws, epoch_order
+from resnet_tf.data.loader import ArraySource, TrainLoader, epoch_order, epoch_params
 from resnet_tf.data.transforms import NoTransform, PadCropFlip
 from resnet_tf.errors import UserError
 
@@ -60,15 +60,15 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed():
 
 def test_draws_change_with_epoch_and_seed_and_repeat_for_the_same():
     keys = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]
-    draws = [epoch_draws(PadCropFlip(), seed, epoch, COUNT).tobytes() for seed, epoch in keys]
+    draws = [epoch_params(PadCropFlip(), seed, epoch, COUNT).tobytes() for seed, epoch in keys]
     assert len(set(draws)) == 4
     assert draws[0] == draws[4]
 
 
 def test_the_streams_are_not_those_of_the_bare_seed():
     orders = {epoch_order(5, 0, COUNT).tobytes(), np.random.default_rng(5).permutation(COUNT).tobytes()}
-    draws = {epoch_draws(PadCropFlip(), 5, 0, COUNT).tobytes()}
-    draws.add(PadCropFlip().draw(np.random.default_rng(5), COUNT).tobytes())
+    draws = {epoch_params(PadCropFlip(), 5, 0, COUNT).tobytes()}
+    draws.add(PadCropFlip().sample(np.random.default_rng(5), COUNT).tobytes())
     assert (len(orders), len(draws)) == (2, 2)
 
 
@@ -79,12 +79,12 @@ def test_an_image_keeps_its_label():
 
 
 def test_an_image_gets_the_draw_of_its_index():
-    source, policy = random_source(), PadCropFlip()
-    batches = TrainLoader(source, policy, batch_size=50, seed=3)
-    draws = epoch_draws(policy, 3, 1, COUNT)
+    source, transform = random_source(), PadCropFlip()
+    batches = TrainLoader(source, transform, batch_size=50, seed=3)
+    draws = epoch_params(transform, 3, 1, COUNT)
     images, labels = batches.batch(batches.steps_per_epoch + 2)
     for image, index in zip(images, labels, strict=True):
-        np.testing.assert_array_equal(image, policy.apply(source.images[index], draws[index]))
+        np.testing.assert_array_equal(image, transform.apply(source.images[index], draws[index]))
 
 
 def test_batches_follow_the_order_of_the_epoch():
@@ -143,10 +143,10 @@ def test_iterate_yields_each_step_once(start, stop, ahead):
     assert_same_batches(batches.iterate(start, stop), [batches.batch(step) for step in range(start, stop)])
 
 
-class CountingPolicy(PadCropFlip):
-    def draw(self, rng, count):
+class CountingTransform(PadCropFlip):
+    def sample(self, rng, count):
         drawn.append(count)
-        return super().draw(rng, count)
+        return super().sample(rng, count)
 
 
 drawn: list[int] = []
@@ -154,7 +154,7 @@ drawn: list[int] = []
 
 def test_draws_are_made_once_an_epoch():
     drawn.clear()
-    batches = TrainLoader(random_source(), CountingPolicy(), batch_size=20, seed=0)
+    batches = TrainLoader(random_source(), CountingTransform(), batch_size=20, seed=0)
     for step in [*range(20), 9, 10]:
         batches.batch(step)
     assert drawn == [COUNT, COUNT]
@@ -210,7 +210,7 @@ def test_batches_are_prepared_while_the_consumer_works():
     wanted = int(epoch_order(0, 0, COUNT)[45])
 
     class Announcing(NoTransform):
-        def apply(self, image, draw):
+        def apply(self, image, params):
             if wanted in source.read:
                 reached.set()
             return image
@@ -263,14 +263,14 @@ def test_arrays_that_do_not_fit_are_refused(images, labels):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_shares_of_all_processes_are_the_batch(count):
     whole = TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=3)
-    shares = [
-        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=3, share=(i, count)) for i in range(count)
+    shards = [
+        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=3, shard=(i, count)) for i in range(count)
     ]
     for step in (0, 5, 6, 11):  # the first and last of two epochs
-        parts = [share.batch(step) for share in shares]
+        parts = [shard.batch(step) for shard in shards]
         assert {len(labels) for _, labels in parts} == {32 // count}
         assert_same_batches([tuple(map(np.concatenate, zip(*parts, strict=True)))], [whole.batch(step)])
-    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
+    assert {shard.steps_per_epoch for shard in shards} == {whole.steps_per_epoch}
 
 
 def test_a_share_is_read_and_augmented_alone():
@@ -281,7 +281,7 @@ def test_a_share_is_read_and_augmented_alone():
 
     read = []
     source = random_source()
-    batches = TrainLoader(Counting(source.images, source.labels), PadCropFlip(), batch_size=32, seed=0, share=(1, 4))
+    batches = TrainLoader(Counting(source.images, source.labels), PadCropFlip(), batch_size=32, seed=0, shard=(1, 4))
     _, labels = batches.batch(0)
     assert read == labels.tolist()
     assert len(read) == 8
@@ -291,11 +291,13 @@ def test_each_part_of_a_batch_is_shared():
     """Two parts of 6 for three processes: rows 0, 1 and 6, 7 are the first one's."""
     whole = TrainLoader(random_source(), PadCropFlip(), batch_size=12, seed=0).batch(0)
     for index in range(3):
-        shared = TrainLoader(random_source(), PadCropFlip(), batch_size=12, seed=0, share=(index, 3), parts=2).batch(0)
+        shared = TrainLoader(
+            random_source(), PadCropFlip(), batch_size=12, seed=0, shard=(index, 3), microbatches=2
+        ).batch(0)
         rows = [2 * index, 2 * index + 1, 6 + 2 * index, 7 + 2 * index]
         assert_same_batches([shared], [(whole[0][rows], whole[1][rows])])
 
 
 def test_a_batch_that_cannot_be_shared_evenly():
     with pytest.raises(UserError, match="the batch size 32 cannot be shared evenly; give a multiple of 6"):
-        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=0, share=(0, 3), parts=2)
+        TrainLoader(random_source(), PadCropFlip(), batch_size=32, seed=0, shard=(0, 3), microbatches=2)

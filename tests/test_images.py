@@ -6,9 +6,17 @@ import zlib
 import numpy as np
 import pytest
 
-from resnet_tf.data import image_io as jpeg
-from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image, stored_size
-from resnet_tf.data.image_ops import ResizeCenterCrop, frame, resize
+from resnet_tf.data.image_io import (
+    JpegInfo,
+    UnreadableImageError,
+    cv2,
+    decode_image,
+    inspect_jpeg,
+    read_bytes,
+    read_image,
+    stored_size,
+)
+from resnet_tf.data.image_ops import ResizeCenterCrop, resize
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
 # (207, 46, 139).
@@ -100,11 +108,11 @@ def test_photos_are_turned_as_exif_says(orientation):
 @pytest.mark.parametrize("progressive", [0, 1])
 def test_a_jpeg_cut_off_anywhere_is_truncated(progressive):
     whole = encoded(".jpg", picture(), cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
-    assert jpeg.inspect(whole) == jpeg.Jpeg(48, 64, True)
+    assert inspect_jpeg(whole) == JpegInfo(48, 64, True)
     for length in range(4, len(whole)):
-        assert not jpeg.inspect(whole[:length]).whole
+        assert not inspect_jpeg(whole[:length]).complete
         # As a download into a file of the full size leaves it.
-        assert not jpeg.inspect(whole[:length].ljust(len(whole) + 1, b"\0")).whole
+        assert not inspect_jpeg(whole[:length].ljust(len(whole) + 1, b"\0")).complete
     for length in (10, len(whole) // 2, len(whole) - 1):
         with pytest.raises(UnreadableImageError, match=r"^truncated$"):
             decode_image(whole[:length])
@@ -113,8 +121,8 @@ def test_a_jpeg_cut_off_anywhere_is_truncated(progressive):
 def test_what_follows_the_end_of_a_jpeg_and_what_is_in_its_segments_do_not_count():
     whole = encoded(".jpg", picture())
     thumbnail = b"\xff\xe2" + struct.pack(">H", 2 + len(whole)) + whole
-    assert jpeg.inspect(whole[:2] + thumbnail + whole[2:] + b"film") == jpeg.Jpeg(48, 64, True)
-    assert not jpeg.inspect(whole[:2] + thumbnail + whole[2:-2]).whole
+    assert inspect_jpeg(whole[:2] + thumbnail + whole[2:] + b"film") == JpegInfo(48, 64, True)
+    assert not inspect_jpeg(whole[:2] + thumbnail + whole[2:-2]).complete
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp"])
@@ -234,7 +242,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_picture_of_the_right_size_is_left_alone():
     image = picture(32, 32)
     assert resize(image, 32, 32) is image
-    np.testing.assert_array_equal(frame(image, ResizeCenterCrop(32, 32, 32)), image)
+    np.testing.assert_array_equal(ResizeCenterCrop(32, 32, 32)(image), image)
 
 
 def test_shrinking_averages_the_pixels_that_fall_together():
@@ -254,16 +262,16 @@ def test_enlarging_interpolates_between_pixel_centres():
 def test_a_framing_takes_the_centre_or_squashes_the_whole():
     image = np.zeros((50, 90, 3), np.uint8)
     image[:, :20], image[:, 70:] = 100, 200
-    center = frame(image, ResizeCenterCrop(100, 100, 100))
+    center = ResizeCenterCrop(100, 100, 100)(image)
     assert center.shape == (100, 100, 3)
     assert not center.any()
-    squashed = frame(image, ResizeCenterCrop(None, 18, 9))
+    squashed = ResizeCenterCrop(None, 18, 9)(image)
     assert squashed[5, :, 0].tolist() == [100, 100, 0, 0, 0, 0, 0, 200, 200]
     # 100 of 128 of the shorter side.
     image[:, :] = 0
     image[11:39, 31:59] = 255
-    assert frame(image, ResizeCenterCrop(50, 28, 28)).all()
+    assert ResizeCenterCrop(50, 28, 28)(image).all()
 
 
 def test_a_very_long_picture_is_framed():
-    assert frame(np.zeros((1, 5000, 3), np.uint8), ResizeCenterCrop(256, 224, 224)).shape == (224, 224, 3)
+    assert ResizeCenterCrop(256, 224, 224)(np.zeros((1, 5000, 3), np.uint8)).shape == (224, 224, 3)

@@ -144,10 +144,10 @@ def test_names_of_nothing(tmp_path, monkeypatch, capsys, name, message):
     assert error.count("\n") == 1
 
 
-def test_as_a_policy_from_python():
+def test_as_a_transform_from_python():
     source = ArraySource(np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3), np.arange(5))
-    policy = CustomTransform(lambda image, rng: np.roll(image, rng.integers(0, 4), axis=0), 4)
-    (images, labels) = TrainLoader(source, policy, batch_size=5, seed=1).batch(0)
+    transform = CustomTransform(lambda image, rng: np.roll(image, rng.integers(0, 4), axis=0), 4)
+    (images, labels) = TrainLoader(source, transform, batch_size=5, seed=1).batch(0)
     for image, label in zip(images, labels, strict=True):
         rolled = [np.roll(source.images[label], k, axis=0).tobytes() for k in range(4)]
         assert image.tobytes() in rolled

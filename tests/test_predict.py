@@ -11,7 +11,7 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.cli.predict import framing_of
-from resnet_tf.data.image_ops import ResizeCenterCrop, frame
+from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
 from resnet_tf.prediction import find_images, predict_files
 
@@ -86,10 +86,10 @@ def test_a_gigantic_picture_is_refused_before_memory_is_taken(tmp_path, python, 
     result = python(
         f"{first}\n"
         "import sys; from pathlib import Path\n"
-        "from resnet_tf.framing import Framing; from resnet_tf.predict import predict_files\n"
+        "from resnet_tf.data.image_ops import ResizeCenterCrop; from resnet_tf.prediction import predict_files\n"
         "def most(): return int(Path('/proc/self/status').read_text().split('VmPeak:')[1].split()[0])\n"
         "before = most()\n"
-        "(found,) = predict_files([Path(sys.argv[1])], None, Framing(256, 224, 224))\n"
+        "(found,) = predict_files([Path(sys.argv[1])], None, ResizeCenterCrop(256, 224, 224))\n"
         "print(found.path, found.unreadable)\n"
         "assert most() - before < 500_000, most() - before",
         claiming(tmp_path / "a.png", side),
@@ -101,7 +101,7 @@ def test_the_centre_is_cut_out():
     pixels = np.zeros((375, 500, 3), np.uint8)
     pixels[:, :, 0] = np.arange(500) // 2
     pixels[:, :, 1] = np.arange(375)[:, None] // 2
-    crop = frame(pixels, ResizeCenterCrop(256, 224, 224))
+    crop = ResizeCenterCrop(256, 224, 224)(pixels)
     assert crop.shape == (224, 224, 3)
     # 375 rows become 256; of those the middle 224 are rows 23 to 351 of the original, and columns 86 to 414.
     np.testing.assert_allclose(crop[100, [0, -1], 0], [86 / 2, 414 / 2], atol=1)
@@ -110,15 +110,15 @@ def test_the_centre_is_cut_out():
 
 def test_a_picture_of_the_right_size_stays_as_it_is():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(frame(pixels, ResizeCenterCrop(32, 32, 32)), pixels)
+    np.testing.assert_array_equal(ResizeCenterCrop(32, 32, 32)(pixels), pixels)
     wide = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    np.testing.assert_array_equal(frame(wide, ResizeCenterCrop(40, 32, 32)), wide[4:36, 14:46])
+    np.testing.assert_array_equal(ResizeCenterCrop(40, 32, 32)(wide), wide[4:36, 14:46])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 30000, 3), (7, 5, 1), (3000, 2, 3)])
 @pytest.mark.parametrize("framing", [ResizeCenterCrop(256, 224, 224), ResizeCenterCrop(40, 24, 32)])
 def test_pictures_of_any_proportions(shape, framing):
-    crop = frame(np.full(shape, 7, np.uint8), framing)
+    crop = framing(np.full(shape, 7, np.uint8))
     assert crop.shape == (framing.height, framing.width, shape[2])
     assert np.all(crop == 7)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_tf.data.arrays import Dataset, Split, fingerprint
 from resnet_tf.data.cifar_files import KINDS, CifarFile, CifarInfo, read_archive, read_folder, short
-from resnet_tf.data.dataset import Dataset, Split, fingerprint
 from resnet_tf.errors import UserError
 
 # Fingerprint of the test split of the copy whose images went through JPEG at quality 75 (repository
@@ -22,74 +22,70 @@ JPEG_TEST_FINGERPRINT = "9959d7571dd5e1cd3a8c4c2a8924c9f4acdc6e00e0178e75d559ef1
 def load_cifar(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load "cifar10" or "cifar100" (fine labels): 50,000 + 10,000 images (N, 32, 32, 3) uint8 RGB, labels int32.
 
-    `data_dir` is a folder that is, or holds, the official folder (Python or binary version) or the official archive,
-    or the archive itself; nothing else is tried then. Without it Keras' cache is read ($KERAS_HOME or ~/.keras), and
-    if that holds nothing, Keras downloads the archive into it.
-    `source` is "original", "JPEG copy" or "unrecognized copy" (always so for the binary version).
-    Raises UserError for a name, a place or a file that cannot be used, and when the download fails.
+    `data_dir` is, or holds, the official folder or archive; None reads Keras' cache ($KERAS_HOME or ~/.keras), or
+    downloads into it. `source` is "original", "JPEG copy" or "unrecognized copy" (always so for the binary version).
     """
     if name not in KINDS:
         raise UserError(f"unknown CIFAR data set {name!r}; choose one of {', '.join(KINDS)}")
-    kind = KINDS[name]
+    info = KINDS[name]
     try:
-        parts = _given(kind, Path(data_dir).expanduser()) if data_dir is not None else _cached(kind)
+        files = _given(info, Path(data_dir).expanduser()) if data_dir is not None else _cached(info)
     except OSError as error:
         place = error.filename or data_dir
         raise UserError(f"{place} cannot be read ({error.strerror or error}); check the disk and its rights") from error
-    *train, test = parts
-    images = np.concatenate([part.split.images for part in train])
-    labels = np.concatenate([part.split.labels for part in train])
-    return Dataset(name, _source(kind, parts), kind.class_names, Split(images, labels), test.split)
+    *train, test = files
+    images = np.concatenate([file.split.images for file in train])
+    labels = np.concatenate([file.split.labels for file in train])
+    return Dataset(name, _source(info, files), info.class_names, Split(images, labels), test.split)
 
 
-def _source(kind: CifarInfo, parts: list[CifarFile]) -> str:
-    if tuple(part.md5 for part in parts) == kind.md5:
+def _source(info: CifarInfo, files: list[CifarFile]) -> str:
+    if tuple(file.md5 for file in files) == info.md5:
         return "original"
-    return "JPEG copy" if fingerprint(parts[-1].split) == JPEG_TEST_FINGERPRINT else "unrecognized copy"
+    return "JPEG copy" if fingerprint(files[-1].split) == JPEG_TEST_FINGERPRINT else "unrecognized copy"
 
 
-def _given(kind: CifarInfo, place: Path) -> list[CifarFile]:
+def _given(info: CifarInfo, place: Path) -> list[CifarFile]:
     if not place.exists():
-        raise UserError(f"{place} does not exist; give a folder or an archive that holds {kind.title}")
+        raise UserError(f"{place} does not exist; give a folder or an archive that holds {info.title}")
     if place.is_file():
-        return read_archive(kind, place)
-    read = _look_in(kind, place)
+        return read_archive(info, place)
+    read = _look_in(info, place)
     if read is None:
-        wanted = ", ".join((kind.python_folder, kind.binary_folder, *kind.archives()[:2]))
-        raise UserError(f"{place} holds no {kind.title}; it should hold one of {wanted}")
+        expected = ", ".join((info.python_folder, info.binary_folder, *info.archives()[:2]))
+        raise UserError(f"{place} holds no {info.title}; it should hold one of {expected}")
     return read()
 
 
-def _look_in(kind: CifarInfo, place: Path) -> Callable[[], list[CifarFile]] | None:
+def _look_in(info: CifarInfo, place: Path) -> Callable[[], list[CifarFile]] | None:
     """How to read what lies in a folder: a complete folder first, then an archive, then what has files missing."""
     folders = [(place, suffix) for suffix in ("", ".bin")]
-    folders += [(place / kind.python_folder, ""), (place / kind.binary_folder, ".bin")]
-    folders += [(place / kind.keras_name / kind.python_folder, "")]
-    present = [sum((folder / file).is_file() for file in kind.files(suffix)) for folder, suffix in folders]
+    folders += [(place / info.python_folder, ""), (place / info.binary_folder, ".bin")]
+    folders += [(place / info.keras_name / info.python_folder, "")]
+    present = [sum((folder / file).is_file() for file in info.files(suffix)) for folder, suffix in folders]
     best = int(np.argmax(present))
-    if present[best] < len(kind.files("")):
-        for archive in kind.archives():
+    if present[best] < len(info.files("")):
+        for archive in info.archives():
             if (place / archive).is_file():
-                return lambda: read_archive(kind, place / archive)
-    return (lambda: read_folder(kind, *folders[best])) if present[best] else None
+                return lambda: read_archive(info, place / archive)
+    return (lambda: read_folder(info, *folders[best])) if present[best] else None
 
 
-def _cached(kind: CifarInfo) -> list[CifarFile]:
+def _cached(info: CifarInfo) -> list[CifarFile]:
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     # Keras' own rule for a home that it cannot write to.
     fallback = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / ".keras"
     for cache in [home, fallback] if home.exists() and not os.access(home, os.W_OK) else [home]:
-        read = _look_in(kind, cache / "datasets")
+        read = _look_in(info, cache / "datasets")
         if read is not None:
             return read()
-    return read_archive(kind, _download(kind, home))
+    return read_archive(info, _download(info, home))
 
 
-def _download(kind: CifarInfo, home: Path) -> Path:
-    """The archive, fetched by Keras under a name of our own and then renamed to the one that Keras knows.
+def _download(info: CifarInfo, home: Path) -> Path:
+    """Let Keras download the archive under a name of our own, then give it the one that Keras knows.
 
-    Keras deletes a file of the wrong checksum when the download of its replacement fails, so it never sees the name
-    under which a user may have put an archive; and a download that was cut short leaves nothing under that name.
+    Keras deletes a file of the wrong checksum when the download of its replacement fails, which may be the user's.
     """
     import keras
 
@@ -97,16 +93,16 @@ def _download(kind: CifarInfo, home: Path) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         partial = Path(
             keras.utils.get_file(
-                fname=f"{kind.keras_name}_archive.part",
-                origin=f"https://www.cs.toronto.edu/~kriz/{kind.archives()[0]}",
-                file_hash=kind.sha256,
+                fname=f"{info.keras_name}_archive.part",
+                origin=f"https://www.cs.toronto.edu/~kriz/{info.archives()[0]}",
+                file_hash=info.sha256,
                 cache_dir=str(home),
             )
         )
     # Keras raises a bare Exception when there is no network.
     except Exception as error:
         raise UserError(
-            f"{kind.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give the folder or "
+            f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give the folder or "
             "archive that holds it as the data folder (--data-dir), or use the built-in data (--dataset shapes)"
         ) from error
     return partial.rename(partial.with_suffix(""))

@@ -14,28 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from resnet_tf.data.dataset import Split
+from resnet_tf.data.arrays import Split
 from resnet_tf.errors import UserError
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: only a name, and only uint8 is taken up as one."""
+    """Stands in for numpy.dtype; of all dtypes only uint8 is told apart."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.name = "uint8" if code in (b"u1", "u1") else "not uint8"
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like mean nothing for single bytes."""
+        pass  # byte order and the like mean nothing for single bytes
 
 
 class Array:
-    """Stands in for numpy.ndarray: keeps what the pickle says, and allocates nothing on its word."""
+    """Stands in for numpy.ndarray: keeps the state that numpy pickles, and allocates nothing on its word."""
 
     shape: tuple[int, ...] = ()
     dtype = "nothing"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Takes the state that numpy pickles: version, shape, dtype, column order, contents."""
         _, self.shape, dtype, self._by_column, self._content = state
         self.dtype = dtype.name
         if not isinstance(self.shape, tuple) or not all(type(n) is int and 0 <= n < 2**31 for n in self.shape):
@@ -44,7 +43,7 @@ class Array:
             raise pickle.UnpicklingError("an array whose bytes do not fill its shape")
 
     def pixels(self) -> np.ndarray:
-        """The array, as a read-only view of the pickled bytes; for uint8 only."""
+        """The uint8 array, as a read-only view of the pickled bytes."""
         return np.frombuffer(self._content, np.uint8).reshape(self.shape, order="F" if self._by_column else "C")
 
 
@@ -55,7 +54,7 @@ def _reconstruct(subtype: object, shape: object, code: object) -> Array:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Admits the handful of names that an array needs, as stand-ins; refuses all others before anything is called."""
+    """Admits the few names that an array needs, as stand-ins; refuses all others before anything is called."""
 
     def __init__(self, raw: bytes, where: str) -> None:
         super().__init__(BytesIO(raw), encoding="bytes")
@@ -63,7 +62,6 @@ class ArrayUnpickler(pickle.Unpickler):
         self._budget = 2 * len(raw)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in for a name; raises UserError for any that an array does not need."""
         if (module, name) == ("_codecs", "encode"):
             return self._encode
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
@@ -84,11 +82,8 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 PIXELS = 3 * 32 * 32
-IMAGES_PER_FILE = {f"data_batch_{k}": 10_000 for k in range(1, 6)} | {
-    "test_batch": 10_000,
-    "train": 50_000,
-    "test": 10_000,
-}
+_TRAIN_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+IMAGES_PER_FILE = dict.fromkeys((*_TRAIN_BATCHES, "test_batch", "test"), 10_000) | {"train": 50_000}
 
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_NAMES = """
@@ -107,7 +102,6 @@ class CifarInfo:
     """What is known of one of the two data sets; the binary version's files have the same names with `.bin`."""
 
     title: str
-    stem: str
     class_names: tuple[str, ...]
     label_key: str
     # Bytes before the pixels of a binary record; the last of them is the (fine) label.
@@ -116,7 +110,6 @@ class CifarInfo:
     test: str
     python_folder: str
     binary_folder: str
-    keras_name: str
     sha256: str
     md5: tuple[str, ...]
 
@@ -125,28 +118,31 @@ class CifarInfo:
         return tuple(name + suffix for name in (*self.train, self.test))
 
     def archives(self) -> tuple[str, ...]:
-        """The official names first, then those that Keras gives and gave to the same file."""
-        names = (f"{self.stem}-python.tar.gz", f"{self.stem}-binary.tar.gz")
-        return *names, f"{self.keras_name}_archive", f"{self.python_folder}.tar.gz"
+        """The official names (Python, binary) first, then those that Keras gives and gave to the same file."""
+        official = tuple(f"{self.title.lower()}-{version}.tar.gz" for version in ("python", "binary"))
+        return *official, f"{self.keras_name}_archive", f"{self.python_folder}.tar.gz"
 
     @property
-    def again(self) -> str:
+    def keras_name(self) -> str:
+        """What Keras calls the data set in its cache."""
+        return f"{self.python_folder}-target"
+
+    @property
+    def advice(self) -> str:
         """What to do about a file that cannot be used."""
-        return f"fetch {self.stem}-python.tar.gz or {self.stem}-binary.tar.gz again"
+        return f"fetch {self.archives()[0]} or {self.archives()[1]} again"
 
 
 KINDS = {
     "cifar10": CifarInfo(
         title="CIFAR-10",
-        stem="cifar-10",
         class_names=tuple(_CIFAR10_NAMES.split()),
         label_key="labels",
         header=1,
-        train=tuple(f"data_batch_{k}" for k in range(1, 6)),
+        train=_TRAIN_BATCHES,
         test="test_batch",
         python_folder="cifar-10-batches-py",
         binary_folder="cifar-10-batches-bin",
-        keras_name="cifar-10-batches-py-target",
         sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         md5=(
             "c99cafc152244af753f735de768cd75f",
@@ -159,7 +155,6 @@ KINDS = {
     ),
     "cifar100": CifarInfo(
         title="CIFAR-100",
-        stem="cifar-100",
         class_names=tuple(_CIFAR100_NAMES.split()),
         label_key="fine_labels",
         header=2,
@@ -167,7 +162,6 @@ KINDS = {
         test="test",
         python_folder="cifar-100-python",
         binary_folder="cifar-100-binary",
-        keras_name="cifar-100-python-target",
         sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         md5=("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
     ),
@@ -182,101 +176,93 @@ class CifarFile:
     md5: str
 
 
-def read_folder(kind: CifarInfo, folder: Path, suffix: str) -> list[CifarFile]:
-    """Decode the official files of a folder; `suffix` is "" for the Python and ".bin" for the binary version.
-
-    Raises UserError for a file that is missing, too large, damaged or foreign; OSError where the disk fails.
-    """
-    parts = {}
-    for name in kind.files(suffix):
+def read_folder(info: CifarInfo, folder: Path, suffix: str) -> list[CifarFile]:
+    """Decode the official files of a folder; `suffix` is "" for the Python and ".bin" for the binary version."""
+    files = {}
+    for name in info.files(suffix):
         path = folder / name
         if path.is_file():
-            _check_size(kind, name, path.stat().st_size, str(path))
-            parts[name] = _decode(kind, name, path.read_bytes(), str(path))
-    return _complete(kind, parts, str(folder))
+            _check_size(info, name, path.stat().st_size, str(path))
+            files[name] = _decode(info, name, path.read_bytes(), str(path))
+    return _complete(info, files, str(folder))
 
 
-def read_archive(kind: CifarInfo, path: Path) -> list[CifarFile]:
-    """Decode the official files of a tar archive in memory, member by member.
-
-    Raises UserError for an archive or a member that is missing, too large, damaged or foreign.
-    """
-    wanted = kind.files("") + kind.files(".bin")
-    parts = {}
+def read_archive(info: CifarInfo, path: Path) -> list[CifarFile]:
+    """Decode the official files of a tar archive in memory, member by member."""
+    wanted = info.files("") + info.files(".bin")
+    files = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 name, where = os.path.basename(member.name), f"{member.name!r} in {path}"
                 if name in wanted and not member.isdir():
-                    parts[name] = _decode(kind, name, _read_member(kind, archive, member, where), where)
+                    files[name] = _decode(info, name, _read_member(info, archive, member, where), where)
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
-        raise UserError(f"{path} is no readable tar archive, or is cut short ({short(error)}); {kind.again}") from error
-    return _complete(kind, parts, str(path))
+        raise UserError(
+            f"{path} is not a readable tar archive or is cut short ({short(error)}); {info.advice}"
+        ) from error
+    return _complete(info, files, str(path))
 
 
-def _read_member(kind: CifarInfo, archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+def _read_member(info: CifarInfo, archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     stream = archive.extractfile(member) if member.isreg() else None
     if stream is None:
-        raise UserError(f"{where} is a link or device, not a plain file; {kind.again}")
-    _check_size(kind, os.path.basename(member.name), member.size, where)
+        raise UserError(f"{where} is a link or device, not a plain file; {info.advice}")
+    _check_size(info, os.path.basename(member.name), member.size, where)
     return stream.read()
 
 
-def _check_size(kind: CifarInfo, name: str, size: int, where: str) -> None:
-    """Refuses what cannot be the official file before any of it is in memory."""
+def _check_size(info: CifarInfo, name: str, size: int, where: str) -> None:
+    """Refuse what cannot be the official file before any of it is in memory."""
     if size == 0:
-        raise UserError(f"{where} is empty; {kind.again}")
-    count = _images_in(name)
+        raise UserError(f"{where} is empty; {info.advice}")
+    count = IMAGES_PER_FILE[name.removesuffix(".bin")]
     # A pickle written anew by Python 3 spends two bytes on every second pixel, and file names take some 40 an image.
-    limit = count * (kind.header + PIXELS) if name.endswith(".bin") else count * (2 * PIXELS + 256) + 65_536
+    limit = count * (info.header + PIXELS) if name.endswith(".bin") else count * (2 * PIXELS + 256) + 65_536
     if size > limit:
         raise UserError(
-            f"{where} has {size:,} bytes, more than the {limit:,} that {kind.title}'s file can have; {kind.again}"
+            f"{where} has {size:,} bytes, more than the {limit:,} that {info.title}'s file can have; {info.advice}"
         )
 
 
 def short(error: Exception) -> str:
-    """Say in one short line what an exception says."""
+    """An exception's message as one short line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _complete(kind: CifarInfo, parts: dict[str, CifarFile], where: str) -> list[CifarFile]:
-    suffix = max(("", ".bin"), key=lambda suffix: sum(name in parts for name in kind.files(suffix)))
-    missing = [name for name in kind.files(suffix) if name not in parts]
+def _complete(info: CifarInfo, files: dict[str, CifarFile], where: str) -> list[CifarFile]:
+    suffix = max(("", ".bin"), key=lambda suffix: sum(name in files for name in info.files(suffix)))
+    missing = [name for name in info.files(suffix) if name not in files]
     if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)} of {kind.title}; {kind.again}")
-    return [parts[name] for name in kind.files(suffix)]
+        raise UserError(f"{where} lacks {', '.join(missing)} of {info.title}; {info.advice}")
+    return [files[name] for name in info.files(suffix)]
 
 
-def _images_in(name: str) -> int:
-    return IMAGES_PER_FILE[name.removesuffix(".bin")]
-
-
-def _decode(kind: CifarInfo, name: str, raw: bytes, where: str) -> CifarFile:
+def _decode(info: CifarInfo, name: str, raw: bytes, where: str) -> CifarFile:
     decode = _decode_binary if name.endswith(".bin") else _decode_pickle
-    rows, labels = decode(kind, _images_in(name), raw, where)
-    if labels.min() < 0 or labels.max() >= len(kind.class_names):
+    rows, labels = decode(info, IMAGES_PER_FILE[name.removesuffix(".bin")], raw, where)
+    if labels.min() < 0 or labels.max() >= len(info.class_names):
         raise UserError(
-            f"{where} has labels from {labels.min()} to {labels.max()}, but {kind.title}'s run from 0 to "
-            f"{len(kind.class_names) - 1}; {kind.again}"
+            f"{where} has labels from {labels.min()} to {labels.max()}, but {info.title}'s run from 0 to "
+            f"{len(info.class_names) - 1}; {info.advice}"
         )
     # Files hold all red, then all green, then all blue values of an image.
     images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return CifarFile(Split(images, labels.astype(np.int32)), hashlib.md5(raw, usedforsecurity=False).hexdigest())
 
 
-def _decode_binary(kind: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    record = kind.header + PIXELS
+def _decode_binary(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    record = info.header + PIXELS
     if len(raw) != count * record:
         raise UserError(
-            f"{where} has {len(raw):,} bytes instead of {count * record:,}: cut short, or not {kind.title}; "
-            f"{kind.again}"
+            f"{where} has {len(raw):,} bytes instead of {count * record:,}: cut short, or not {info.title}; "
+            f"{info.advice}"
         )
     records = np.frombuffer(raw, np.uint8).reshape(count, record)
-    return records[:, kind.header :], records[:, kind.header - 1]
+    return records[:, info.header :], records[:, info.header - 1]
 
 
-def _decode_pickle(kind: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _decode_pickle(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = ArrayUnpickler(raw, where).load()
     except UserError:
@@ -284,19 +270,16 @@ def _decode_pickle(kind: CifarInfo, count: int, raw: bytes, where: str) -> tuple
     # A damaged pickle can raise nearly anything: EOFError, UnpicklingError, TypeError, KeyError, MemoryError ...
     except Exception as error:
         raise UserError(
-            f"{where} is damaged, cut short, or no {kind.title} file ({short(error)}); {kind.again}"
+            f"{where} is damaged, cut short, or no {info.title} file ({short(error)}); {info.advice}"
         ) from error
-    labels, data = _entry(content, kind.label_key), _entry(content, "data")
+    labels, data = _entry(content, info.label_key), _entry(content, "data")
     if not isinstance(data, Array) or data.shape != (count, PIXELS) or data.dtype != "uint8":
         found = f"{data.shape!r:.60} {data.dtype}" if isinstance(data, Array) else f"a {type(data).__name__}"
-        raise UserError(f"{where} holds {found} as 'data' instead of ({count}, {PIXELS}) uint8; {kind.again}")
-    if not isinstance(labels, list) or len(labels) != count or not all(_is_label(label) for label in labels):
-        raise UserError(f"{where} does not hold {count} whole numbers below 256 as {kind.label_key!r}; {kind.again}")
+        raise UserError(f"{where} holds {found} as 'data' instead of ({count}, {PIXELS}) uint8; {info.advice}")
+    # bool is a subclass of int, and no label.
+    if not isinstance(labels, list) or len(labels) != count or any(type(n) is not int or abs(n) > 255 for n in labels):
+        raise UserError(f"{where} does not hold {count} whole numbers below 256 as {info.label_key!r}; {info.advice}")
     return data.pixels(), np.array(labels)
-
-
-def _is_label(value: object) -> bool:
-    return type(value) is int and abs(value) < 256
 
 
 def _entry(content: object, key: str) -> Any:

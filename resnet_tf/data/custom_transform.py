@@ -1,4 +1,4 @@
-"""A user's own augmentation, by the name that --augment gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
+"""A user's augmentation, by the name that --augment gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
 
 import importlib
 import importlib.util
@@ -14,16 +14,12 @@ from resnet_tf.files import sha256_of
 
 
 def is_function_name(name: str | None) -> bool:
-    """Whether a name stands for a function, and not for one of the augmentations that are there."""
+    """Whether a name stands for a function, and not for one of the built-in augmentations."""
     return name is not None and ":" in name
 
 
 def digest_of(name: str) -> str:
-    """SHA-256, in hex, of the file that the function is in.
-
-    Raises:
-        UserError: there is no such file or module.
-    """
+    """SHA-256, in hex, of the file that the function is in."""
     path = _file(name)
     try:
         return sha256_of(path)
@@ -32,18 +28,14 @@ def digest_of(name: str) -> str:
 
 
 def load_function(name: str) -> Any:
-    """Run the file or module, and return what it has under the function's name.
-
-    Raises:
-        UserError: it cannot be run, or has no such function.
-    """
+    """Run the file or module, and return what it has under the function's name."""
     function = name.rpartition(":")[2]
     try:
         module = _run(name)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"--augment {name}: {_file(name)} raised {type(error).__name__}: {error}; mend it") from error
+        raise UserError(f"--augment {name}: {_file(name)} raised {type(error).__name__}: {error}; fix it") from error
     found = getattr(module, function, None)
     if not callable(found):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -51,14 +43,10 @@ def load_function(name: str) -> Any:
     return found
 
 
-def try_policy(name: str, policy: Any, image: np.ndarray) -> None:
-    """Apply the policy of a function to one image, twice alike.
-
-    Raises:
-        UserError: it does not return what it must, or not the same from the same draws.
-    """
-    draw = policy.draw(np.random.default_rng(0), 1)[0]
-    if not np.array_equal(policy.apply(image, draw), policy.apply(image, draw)):
+def check_transform(name: str, transform: Any, image: np.ndarray) -> None:
+    """Apply the transform of a function to one image; raises UserError where it fails, or differs the second time."""
+    params = transform.sample(np.random.default_rng(0), 1)[0]
+    if not np.array_equal(transform.apply(image, params), transform.apply(image, params)):
         raise UserError(
             f"--augment {name} made two different images of one image and one state of the random generator; let it "
             "draw from the generator that it is given, and from nothing else"
@@ -77,7 +65,7 @@ def _file(name: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     except (Exception, SystemExit) as error:  # of the packages around the module
-        raise UserError(f"--augment {name}: importing it raised {type(error).__name__}: {error}; mend it") from error
+        raise UserError(f"--augment {name}: importing it raised {type(error).__name__}: {error}; fix it") from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise UserError(f"--augment {name}: Python finds no module {place!r}; give FILE.py:FUNCTION or set PYTHONPATH")
     return Path(spec.origin)

@@ -1,4 +1,4 @@
-"""Image files by class: folders, and `folder:PATH` / `list:FILE` names."""
+"""Image files by class, as folders hold them."""
 
 import os
 import re
@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_tf.data.image_io import SUFFIXES
 from resnet_tf.errors import UserError, some
 
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
@@ -23,18 +25,16 @@ class ImageFiles:
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Return the number of files, N."""
         return len(self.paths)
 
     def take(self, indices: ArrayLike) -> "ImageFiles":
-        """Return the files at `indices`, in that order; the classes stay as they are."""
+        """The files at `indices`, in that order; the classes stay as they are."""
         chosen = np.asarray(indices, np.int64)
         return ImageFiles(tuple(self.paths[i] for i in chosen.tolist()), self.labels[chosen], self.class_names)
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
     """Sort names by code point, but runs of digits as numbers: "2" before "10", "img9" before "img10"."""
-
     return sorted(names, key=_natural_key)
 
 
@@ -46,37 +46,18 @@ def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(len(numbers[i]), numbers[i]) if i % 2 else (0, pieces[i]) for i in range(len(pieces))], name
 
 
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-
-
 def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
-    """Find the images under a folder; none is opened.
+    """Find the images under a folder, by split; none is opened.
 
-    A `train` folder that itself holds folders makes this a data set with splits: `train`, `val` (or `valid`,
-    `validation`) and `test`, in any case of letters; what else lies beside them is left alone. Otherwise the folders
-    are the classes, and all images are in "train".
-
-    A class has the images at any depth of its folder, by suffix (`SUFFIXES`); a folder that is named like an image
-    is searched as any other. Links are followed, but never to a folder that was seen before or that the class lies
-    in. What is named with a leading dot is left alone. The classes are those of "train", in natural order ("2" before
-    "10"), files are in order of their paths.
-
-    Args:
-        path: the folder.
-        class_names: the classes in the order of their labels, where a model has settled them before.
-
-    Returns:
-        Files by split: "train", and "validation" and "test" where there are such.
-
-    Raises:
-        UserError: the folder or one in it cannot be read, has no class folders or no images, has a split twice or
-            none to train on, has images of a class in one split that the classes do not know, or a class folder
-            whose name is no text.
+    Where a `train` folder itself holds folders, there are splits (`train`, `val`, `valid` or `validation`, `test`, in
+    any case of letters). Otherwise the folders are the classes, and all images are in "train". A class has the images
+    at any depth of its folder, in order of their paths; names with a leading dot are left alone. The classes are
+    `class_names`, or those of "train" in natural order.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"{root} is no folder; give one that holds a folder of images per class, or a list with list:FILE"
+            f"{root} is not a folder; give one that holds a folder of images per class, or a list with list:FILE"
         )
     splits = _splits(root)
     names = tuple(class_names or _class_names(splits["train"]))
@@ -91,8 +72,7 @@ def _splits(root: Path) -> dict[str, Path]:
     if not folders:
         raise UserError(f"{root} holds no class folders; put the images of each class into a folder named after it")
     named = [name for name in folders if name.lower() in _SPLITS]
-    trains = [name for name in named if _SPLITS[name.lower()] == "train" and _folders(root / name)]
-    if not trains:
+    if not any(_SPLITS[name.lower()] == "train" and _folders(root / name) for name in named):
         if len(named) == len(folders):
             raise UserError(f"{root} holds {' and '.join(named)} but no train/ with class folders; add it")
         return {"train": root}
@@ -116,11 +96,11 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
-    strangers = (name for name in _folders(folder) if name not in class_names)
-    unknown = [name for name in strangers if next(_images(folder / name), None) is not None]
+    others = (name for name in _folders(folder) if name not in class_names)
+    unknown = [name for name in others if next(_images(folder / name), None) is not None]
     if unknown:
         raise UserError(
-            f"{folder} has {some(unknown)}, which the {len(class_names)} classes ({some(class_names)}) do not know; "
+            f"{folder} has {some(unknown)}, which is not among the {len(class_names)} classes ({some(class_names)}); "
             "rename or remove it"
         )
     paths: list[str] = []
@@ -133,7 +113,7 @@ def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    # The folders around it count as seen: a link up must not give this class everything.
+    """Image files at any depth; links are followed, but to no folder that was seen before or lies around this one."""
     seen = {_identity(parent) for parent in folder.resolve().parents}
     for here, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         identity = _identity(here)
@@ -142,11 +122,9 @@ def _images(folder: Path) -> Iterator[str]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            os.path.join(here, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        )
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(here, name)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -164,4 +142,4 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant the right to, or move it") from error
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error

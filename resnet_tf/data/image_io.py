@@ -4,7 +4,6 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,140 +21,9 @@ except ImportError as error:
 
 __all__ = ["cv2"]
 
+Pixels = np.ndarray  # (height, width, channels) uint8
 
-# Width and height; None where the file does not say.
-_Size = tuple[int, int] | None
-
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_TIFF_SHORT = 3
-_NETPBM = re.compile(rb"P[1-6]\s(?:\s|#[^\n]*\n)*([0-9]+)(?:\s|#[^\n]*\n)+([0-9]+)")
-
-
-def stored_size(data: bytes) -> _Size:
-    """Return the width and height in pixels that a file's content declares, or None where it declares none known.
-
-    PNG, GIF, BMP, WebP, TIFF, JPEG 2000, AVIF and the PNM family are known; JPEG is a module of its own.
-    """
-    for signature, read in _READERS.items():
-        if data.startswith(signature):
-            try:
-                return read(data)
-            except struct.error:
-                return None
-    return None
-
-
-def _png(data: bytes) -> _Size:
-    return struct.unpack_from(">II", data, 16)
-
-
-def _gif(data: bytes) -> _Size:
-    return struct.unpack_from("<HH", data, 6)
-
-
-def _bmp(data: bytes) -> _Size:
-    if struct.unpack_from("<I", data, 14) == (12,):
-        return struct.unpack_from("<HH", data, 18)
-    width, height = struct.unpack_from("<ii", data, 18)
-    # A negative height says that the rows begin at the top.
-    return abs(width), abs(height)
-
-
-def _webp(data: bytes) -> _Size:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _tiff(order: str) -> Callable[[bytes], _Size]:
-    def read(data: bytes) -> _Size:
-        (directory,) = struct.unpack_from(f"{order}I", data, 4)
-        (entries,) = struct.unpack_from(f"{order}H", data, directory)
-        size = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", data, entry)
-            if tag in size:
-                (size[tag],) = struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'I'}", data, entry + 8)
-        return size[_TIFF_WIDTH], size[_TIFF_HEIGHT]
-
-    return read
-
-
-def _box(name: bytes, skipped: int, width_first: bool) -> Callable[[bytes], _Size]:
-    def read(data: bytes) -> _Size:
-        start = data.find(name)
-        if start < 0:
-            return None
-        one, other = struct.unpack_from(">II", data, start + len(name) + skipped)
-        return (one, other) if width_first else (other, one)
-
-    return read
-
-
-def _netpbm(data: bytes) -> _Size:
-    # More digits than any size has would only cost time.
-    found = _NETPBM.match(data[:4096])
-    return (int(found[1][:20]), int(found[2][:20])) if found else None
-
-
-_READERS: dict[bytes, Callable[[bytes], _Size]] = {
-    b"\x89PNG": _png,
-    b"GIF8": _gif,
-    b"BM": _bmp,
-    b"RIFF": _webp,
-    b"II*\0": _tiff("<"),
-    b"MM\0*": _tiff(">"),
-    b"\0\0\0\x0cjP": _box(b"ihdr", 0, width_first=False),
-    # The length of the first box, its name, and the brand: HEIC and MP4 have others.
-    **{b"\0\0\0" + bytes([length]) + b"ftypavi": _box(b"ispe", 4, width_first=True) for length in range(16, 64, 4)},
-    **{b"P%d" % kind: _netpbm for kind in range(1, 7)},
-}
-KNOWN = tuple(_READERS)
-
-
-SIGNATURE = b"\xff\xd8\xff"
-
-# In picture data 0xFF is followed by 0x00 or by a restart marker (0xD0–0xD7). Besides these, TEM (0x01) and SOI (0xD8)
-# have no length after them; all others but EOI have one.
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
-_END = 0xD9
-# Start-of-frame markers, among which DHT (C4), JPG (C8) and DAC (CC) are something else.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-
-@dataclass(frozen=True)
-class Jpeg:
-    """Size in pixels as stored, before any EXIF rotation (0 where no frame was found), and whether the end is there."""
-
-    height: int
-    width: int
-    whole: bool
-
-
-def inspect(data: bytes) -> Jpeg:
-    """Walk the markers of a JPEG file up to its end marker; what follows it is nobody's business.
-
-    A thumbnail's own end marker lies inside a segment and does not count.
-    """
-    height = width = 0
-    position = len(SIGNATURE) - 1
-    while marker := _MARKER.search(data, position):
-        code, position = marker[1][0], marker.end()
-        if code == _END:
-            return Jpeg(height, width, True)
-        if code in _FRAMES and len(data) >= position + 7:
-            height = int.from_bytes(data[position + 3 : position + 5])
-            width = int.from_bytes(data[position + 5 : position + 7])
-        position += int.from_bytes(data[position : position + 2])
-    return Jpeg(height, width, False)
-
-
-# HEIC cannot be decoded; it is here so that a telephone's photos are reported, not overlooked.
+# HEIC cannot be decoded; it is here so that a phone's photos are reported, not overlooked.
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
@@ -163,9 +31,7 @@ SUFFIXES = (
 MAX_BYTES = 2**30
 MAX_PIXELS = 2**27
 
-Pixels = np.ndarray  # (height, width, channels) or a batch of them, uint8
-
-_WHOLE = {3: cv2.IMREAD_COLOR, 1: cv2.IMREAD_GRAYSCALE}
+_FULL = {3: cv2.IMREAD_COLOR, 1: cv2.IMREAD_GRAYSCALE}
 _REDUCED = {
     (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
     (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
@@ -175,26 +41,34 @@ _REDUCED = {
     (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
+# How files of the formats that OpenCV reads begin; the group's name is the format's. HEIC and MP4 files have other
+# brands than "avif" and "avis" after the length and the name of their first box.
+_FORMAT = re.compile(
+    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)|(?P<webp>RIFF)|(?P<tiff>II\*\0|MM\0\*)"
+    rb"|(?P<jp2>\0{3}\x0cjP)|(?P<avif>\0{3}.ftypavi)|(?P<pnm>P[1-6])",
+    re.DOTALL,
+)
+_PNM_SIZE = re.compile(rb"P[1-6]\s(?:\s|#[^\n]*\n)*([0-9]+)(?:\s|#[^\n]*\n)+([0-9]+)")
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_SHORT = 256, 257, 3
+# In JPEG picture data 0xFF is followed by 0x00 or by a restart marker (0xD0–0xD7). Besides these, TEM (0x01) and SOI
+# (0xD8) have no length after them; all others but EOI have one.
+_JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
+_JPEG_END = 0xD9
+# Start-of-frame markers, among which DHT (C4), JPG (C8) and DAC (CC) are something else.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
 
 class UnreadableImageError(Exception):
-    """A file is no image that can be decoded; the message says why in a few words."""
+    """A file is not an image that can be decoded; the message says why in a few words."""
 
 
 def read_image(path: str | os.PathLike[str], channels: int = 3, min_side: int | None = None) -> Pixels:
-    """Decode an image file; see `decode_image` for the arguments and the pixels.
-
-    Raises:
-        UnreadableImageError: the file cannot be read, or what it holds cannot be decoded.
-    """
+    """Decode an image file as `decode_image` does; raises UnreadableImageError."""
     return decode_image(read_bytes(path), channels, min_side)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a file whole, after a look at what it is.
-
-    Raises:
-        UnreadableImageError: it is not there, not permitted, not a regular file, empty, or larger than `MAX_BYTES`.
-    """
+    """Read a regular, non-empty file of at most `MAX_BYTES`; raises UnreadableImageError."""
     try:
         status = os.stat(path)
         # A pipe or a device would be read for ever.
@@ -204,52 +78,37 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise UnreadableImageError("too large")
         with open(path, "rb") as file:
             data = file.read()
-    except OSError as error:
-        raise UnreadableImageError(f"unreadable: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UnreadableImageError(f"unreadable: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(f"unreadable: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise UnreadableImageError("empty")
     return data
 
 
 def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) -> Pixels:
-    """Decode an image file's content, by what it is and not by what it is called, turned as its EXIF data say.
+    """Decode a file's content to RGB (`channels` 3) or gray (1) uint8, by what it is, turned as its EXIF data say.
 
-    16 bits become 8 (the high byte, within one level of exact scaling), gray becomes RGB with equal channels, CMYK
-    becomes RGB, an animation is its first picture. Transparency is dropped and the stored colors are kept, as other
-    training libraries do, so that their weights see the pixels that they were trained on.
-
-    Args:
-        data: content of a file of any format that OpenCV reads.
-        channels: 3 for RGB, 1 for gray.
-        least: pixels that the shorter side needs at least. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size as
-            far as that allows, which is faster and not quite what averaging the full picture gives. None decodes in
-            full.
-
-    Returns:
-        Pixels (height, width, channels) uint8.
-
-    Raises:
-        UnreadableImageError: it is no image, damaged, truncated, or says that it has more than `MAX_PIXELS`.
+    16 bits become 8, CMYK becomes RGB, an animation is its first picture, and transparency is dropped with the colors
+    kept. A JPEG whose shorter side is larger than `min_side` is decoded at 1/2, 1/4 or 1/8 of its size as far as that
+    allows, which is faster and not quite what averaging gives. Raises UnreadableImageError.
     """
-    picture = inspect(data) if data.startswith(SIGNATURE) else None
-    width, height = (picture.width, picture.height) if picture else stored_size(data) or (0, 0)
+    found = _FORMAT.match(data)
+    jpeg = inspect_jpeg(data) if found and found.lastgroup == "jpeg" else None
+    width, height = (jpeg.width, jpeg.height) if jpeg else stored_size(data) or (0, 0)
     # OpenCV's own limit is eight times as high, and could only be lowered before Keras imports it.
     if width * height > MAX_PIXELS:
         raise UnreadableImageError("too large")
     # Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
-    if picture and not picture.whole:
+    if jpeg and not jpeg.complete:
         raise UnreadableImageError("truncated")
-    reduction = _reduction(min(width, height), min_side) if picture else 1
-    how = _REDUCED.get((channels, reduction), _WHOLE[channels])
+    reduction = _reduction(min(width, height), min_side) if jpeg else 1
+    mode = _REDUCED.get((channels, reduction), _FULL[channels])
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         raise UnreadableImageError("too large" if "MAX_IMAGE" in str(error) else "damaged") from error
     if image is None:
-        known = "damaged or truncated" if data.startswith(KNOWN) else "no image"
-        raise UnreadableImageError("damaged" if picture else known)
+        raise UnreadableImageError("damaged" if jpeg else "damaged or truncated" if found else "no image")
     pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., np.newaxis]
     return pixels
 
@@ -258,3 +117,81 @@ def _reduction(side: int, min_side: int | None) -> int:
     if min_side is None:
         return 1
     return next((factor for factor in (8, 4, 2) if side // factor >= min_side), 1)
+
+
+@dataclass(frozen=True)
+class JpegInfo:
+    """Size in pixels as stored, before any EXIF rotation (0 where there is none), and whether the end is there."""
+
+    height: int
+    width: int
+    complete: bool
+
+
+def inspect_jpeg(data: bytes) -> JpegInfo:
+    """Walk the markers of a JPEG file up to its end marker; a thumbnail's own lies inside a segment."""
+    height = width = 0
+    position = 2
+    while marker := _JPEG_MARKER.search(data, position):
+        code, position = marker[1][0], marker.end()
+        if code == _JPEG_END:
+            return JpegInfo(height, width, True)
+        if code in _JPEG_FRAMES and len(data) >= position + 7:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+        position += int.from_bytes(data[position : position + 2])
+    return JpegInfo(height, width, False)
+
+
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that the header of a file other than JPEG declares, None where it declares none."""
+    found = _FORMAT.match(data)
+    try:
+        return _header_size(data, found.lastgroup) if found else None
+    except struct.error:
+        return None
+
+
+def _header_size(data: bytes, image_format: str | None) -> tuple[int, int] | None:
+    if image_format == "png":
+        return struct.unpack_from(">II", data, 16)
+    if image_format == "gif":
+        return struct.unpack_from("<HH", data, 6)
+    if image_format == "bmp":
+        if struct.unpack_from("<I", data, 14) == (12,):
+            return struct.unpack_from("<HH", data, 18)
+        width, height = struct.unpack_from("<ii", data, 18)
+        # A negative height says that the lines begin at the top.
+        return abs(width), abs(height)
+    if image_format == "webp":
+        return _webp_size(data)
+    if image_format == "tiff":
+        return _tiff_size(data, "<" if data.startswith(b"II") else ">")
+    if image_format == "jp2" and (start := data.find(b"ihdr")) >= 0:
+        height, width = struct.unpack_from(">II", data, start + 4)
+        return width, height
+    if image_format == "avif" and (start := data.find(b"ispe")) >= 0:
+        return struct.unpack_from(">II", data, start + 8)
+    if image_format == "pnm" and (size := _PNM_SIZE.match(data[:4096])):
+        return int(size[1]), int(size[2])
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _tiff_size(data: bytes, order: str) -> tuple[int, int]:
+    (directory,) = struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, directory)
+    size = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
+    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        tag, field_type = struct.unpack_from(f"{order}HH", data, entry)
+        if tag in size:
+            (size[tag],) = struct.unpack_from(f"{order}{'H' if field_type == _TIFF_SHORT else 'I'}", data, entry + 8)
+    return size[_TIFF_WIDTH], size[_TIFF_HEIGHT]

@@ -1,10 +1,9 @@
 """Training and evaluation batches, prepared by background threads."""
 
 import functools
-import math
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -12,41 +11,42 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_tf.data.arrays import Channels, channel_histograms, histogram_statistics
 from resnet_tf.data.image_folder import ImageFiles
-from resnet_tf.data.image_io import UnreadableImageError, read_image
-from resnet_tf.data.image_ops import ResizeCenterCrop, frame
+from resnet_tf.data.image_io import Pixels, UnreadableImageError, read_image
+from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.transforms import Transform
 from resnet_tf.errors import UserError
 
 # Not 0: numpy gives the keys [seed, 0, 0] and [seed] the same stream.
 _ORDER_STREAM = 1
-_DRAW_STREAM = 2
+_TRANSFORM_STREAM = 2
+
+# An evaluation batch has as many pixels as 500 images of CIFAR, but enough images to make a kernel worth calling.
+_EVAL_PIXELS, _MIN_EVAL_BATCH, _MAX_EVAL_BATCH = 500 * 32 * 32, 16, 500
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
 class DataSource(Protocol):
-    """Labelled images by index."""
+    """N labelled images by index."""
 
     @property
     def labels(self) -> NDArray[np.int32]:
         """The class of every image, int32 (N,)."""
         ...
 
-    def __len__(self) -> int:
-        """The number of images, N."""
-        ...
+    def __len__(self) -> int: ...
 
-    def image(self, index: int) -> NDArray[np.uint8]:
+    def image(self, index: int) -> Pixels:
         """Image `index` (0 … N−1), uint8 (H, W, C). Called from several threads at once."""
         ...
 
 
 class ArraySource:
-    """Images that are in memory: uint8 (N, H, W, C), with integer labels (N,)."""
+    """Images that are in memory: uint8 (N, H, W, C), not copied, with integer labels (N,)."""
 
     def __init__(self, images: NDArray[np.uint8], labels: ArrayLike) -> None:
-        """Keep `images` without copying; raise ValueError where shapes or dtypes do not fit."""
         given = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, C)")
@@ -56,22 +56,54 @@ class ArraySource:
         self.labels: NDArray[np.int32] = given.astype(np.int32)
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.images)
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, a view, uint8 (H, W, C)."""
+    def image(self, index: int) -> Pixels:
         return self.images[index]
 
 
+class FileSource:
+    """Image files, decoded to RGB whenever they are asked for; `min_side` is that of `decode_image`."""
+
+    def __init__(self, files: ImageFiles, min_side: int | None = None) -> None:
+        self.labels = files.labels
+        self._paths, self._min_side = files.paths, min_side
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image(self, index: int) -> Pixels:
+        path = self._paths[index]
+        try:
+            return read_image(path, min_side=self._min_side)
+        except UnreadableImageError as error:
+            raise UserError(
+                f"{path} cannot be decoded ({error}), though it is among the images to use; restore it"
+            ) from error
+
+
+class ResizedSource:
+    """The images of another source, all cut and resized to one size when they are asked for."""
+
+    def __init__(self, source: DataSource, crop: ResizeCenterCrop) -> None:
+        self.labels: NDArray[np.int32] = source.labels
+        self._source, self._crop = source, crop
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Pixels:
+        return self._crop(self._source.image(index))
+
+
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order of an epoch, a permutation of 0 … count−1, int64 (count,)."""
+    """The order of an epoch, a permutation of 0 … count−1."""
     return np.random.default_rng([seed, epoch, _ORDER_STREAM]).permutation(count)
 
 
-def epoch_draws(policy: Transform, seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the augmentation draws of an epoch; row i belongs to source image i."""
-    return policy.draw(np.random.default_rng([seed, epoch, _DRAW_STREAM]), count)
+def epoch_params(transform: Transform, seed: int, epoch: int, count: int) -> np.ndarray:
+    """The transform's random numbers of an epoch; row i belongs to source image i."""
+    return transform.sample(np.random.default_rng([seed, epoch, _TRANSFORM_STREAM]), count)
 
 
 class TrainLoader:
@@ -83,93 +115,96 @@ class TrainLoader:
     def __init__(
         self,
         source: DataSource,
-        policy: Transform,
+        transform: Transform,
         *,
         batch_size: int,
         seed: int,
         indices: ArrayLike | None = None,
         workers: int = 1,
         ahead: int = 4,
-        share: tuple[int, int] = (0, 1),
-        parts: int = 1,
+        shard: tuple[int, int] = (0, 1),
+        microbatches: int = 1,
     ) -> None:
-        """Take the images of `source` named by `indices` (all of them when None) in batches of `batch_size`.
+        """Take the images of `source` at `indices` (None for all) in batches of `batch_size`.
 
-        `workers` threads prepare up to `ahead` batches beyond the one in use; neither changes the content.
-        `share` is (index, count): each of `count` processes reads and augments its own rows of the batch and no
-        others; together they have the batch that one process has. `parts` equal parts of a batch are shared
-        one by one, so that all processes work on the same part at a time.
-        Raises UserError for a batch larger than the data, one that cannot be shared evenly, and for numbers out of
-        range, ValueError for `indices` that are not distinct indices of `source`.
+        `workers` threads prepare up to `ahead` batches beyond the one in use. `shard` is (index, count): each of
+        `count` processes reads only its rows of each of the `microbatches` of a batch; together they have the batch
+        that one process has.
         """
-        _check_at_least(1, batch_size=batch_size, workers=workers, ahead=ahead)
-        _check_at_least(0, seed=seed)
-        members = _members(indices, len(source))
+        _check_min(1, batch_size=batch_size, workers=workers, ahead=ahead)
+        _check_min(0, seed=seed)
+        members = _check_indices(indices, len(source))
         if batch_size > len(members):
             raise UserError(
                 f"the batch size {batch_size} is larger than the {len(members)} training images; "
                 f"choose one of 1 to {len(members)}"
             )
-        index, count = share
-        if batch_size % (count * parts):
-            raise UserError(f"the batch size {batch_size} cannot be shared evenly; give a multiple of {count * parts}")
+        index, count = shard
+        if batch_size % (count * microbatches):
+            raise UserError(
+                f"the batch size {batch_size} cannot be shared evenly; give a multiple of {count * microbatches}"
+            )
         self.batch_size = batch_size
         self.steps_per_epoch = len(members) // batch_size
-        self._rows = np.arange(batch_size).reshape(parts, count, -1)[:, index].ravel()
-        self._source, self._policy = source, policy
+        self._positions = np.arange(batch_size).reshape(microbatches, count, -1)[:, index].ravel()
+        self._source, self._transform, self._seed, self._members = source, transform, seed, members
         self._workers, self._ahead = workers, ahead
         # Two epochs, because batches prepared ahead reach into the next one.
-        self._plan = functools.lru_cache(maxsize=2)(functools.partial(_epoch_plan, policy, seed, len(source), members))
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
     def batch(self, step: int) -> Batch:
-        """Return this process's images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
-        chosen, draws = self.batch_indices(step)
+        """This process's images, uint8 (B, H, W, C), and labels, int32 (B,), of `step` (0, 1, …)."""
+        indices, params = self.batch_indices(step)
         varied = (
-            self._policy.apply(self._source.image(index), draw)
-            for index, draw in zip(chosen.tolist(), draws, strict=True)
+            self._transform.apply(self._source.image(index), of_image)
+            for index, of_image in zip(indices.tolist(), params, strict=True)
         )
         first = next(varied)
-        images = np.empty((len(chosen), *first.shape), np.uint8)
+        images = np.empty((len(indices), *first.shape), np.uint8)
         images[0] = first
         for row, image in enumerate(varied, start=1):
             images[row] = image
-        return images, self._source.labels[chosen]
+        return images, self._source.labels[indices]
 
     def batch_indices(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
-        """Return which images this process takes in `step`, int64 (B,), and the policy's draws for them, (B, …)."""
+        """Which images this process takes in `step`, int64 (B,), and the transform's random numbers, (B, …)."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         epoch, position = divmod(step, self.steps_per_epoch)
-        order, draws = self._plan(epoch)
-        chosen = order[position * self.batch_size + self._rows]
-        return chosen, draws[chosen]
+        order, params = self._epoch(epoch)
+        indices = order[position * self.batch_size + self._positions]
+        return indices, params[indices]
 
     def iterate(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Yield the batches of steps start … stop−1 in order, prepared in the background.
+        """Yield the batches of steps start … stop−1 in order, prepared in the background."""
+        return _prefetch(self.batch, range(start, stop), self._workers, self._ahead)
 
-        An exception in a thread is raised here, at the step it belongs to. Closing the generator ends the threads
-        as soon as the batches in work are done.
-        """
-        steps = iter(range(start, stop))
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
-        try:
-            pending = deque(pool.submit(self.batch, step) for step in islice(steps, self._ahead))
-            while pending:
-                ready = pending.popleft().result()
-                pending.extend(pool.submit(self.batch, step) for step in islice(steps, 1))
-                yield ready
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _plan_epoch(self, epoch: int) -> tuple[NDArray[np.int64], np.ndarray]:
+        order = self._members[epoch_order(self._seed, epoch, len(self._members))]
+        # Drawn for the whole source, so that an image's numbers do not depend on which others are trained on.
+        return order, epoch_params(self._transform, self._seed, epoch, len(self._source))
 
 
-def _epoch_plan(
-    policy: Transform, seed: int, total: int, members: NDArray[np.int64], epoch: int
-) -> tuple[NDArray[np.int64], np.ndarray]:
-    # Draws cover the whole source, so that an image's draw does not depend on which others are trained on.
-    return members[epoch_order(seed, epoch, len(members))], epoch_draws(policy, seed, epoch, total)
+def _prefetch(
+    function: Callable[[int], Batch], arguments: Iterable[int], workers: int, ahead: int
+) -> Generator[Batch, None, None]:
+    """Yield the results in order, while threads work up to `ahead` calls beyond the one in use.
+
+    An exception in a thread is raised here, at its place. Closing the generator ends the threads.
+    """
+    remaining = iter(arguments)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        pending = deque(pool.submit(function, argument) for argument in islice(remaining, ahead))
+        while pending:
+            ready = pending.popleft().result()
+            pending.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
+            yield ready
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _members(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
+def _check_indices(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
     if indices is None:
         return np.arange(total)
     members = np.asarray(indices)
@@ -182,67 +217,30 @@ def _members(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
     return members.astype(np.int64)
 
 
-def _check_at_least(min_side: int, **numbers: int) -> None:
+def _check_min(allowed: int, **numbers: int) -> None:
     for name, number in numbers.items():
-        if number < min_side:
-            raise UserError(f"{name.replace('_', ' ')} is {number}; give {min_side} or more")
+        if number < allowed:
+            raise UserError(f"{name.replace('_', ' ')} is {number}; give {allowed} or more")
 
 
 def ordered_batches(
     source: DataSource, indices: NDArray[np.int64], *, batch_size: int, workers: int = 1, ahead: int = 4
-) -> Iterator[Batch]:
-    """Yield images, uint8 (B, H, W, C), and labels, int32 (B,), in the order of `indices`; the last may be fewer.
-
-    `workers` threads prepare up to `ahead` batches beyond the one in use. The images of `source` have one shape.
-    An exception in a thread is raised here.
-    """
+) -> Generator[Batch, None, None]:
+    """Yield images of one shape and labels in the order of `indices`; the last batch may be smaller."""
 
     def batch(start: int) -> Batch:
         chosen = indices[start : start + batch_size]
         return np.stack([source.image(index) for index in chosen.tolist()]), source.labels[chosen]
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="ordered")
-    pending: deque[Future[Batch]] = deque()
-    try:
-        for start in range(0, len(indices), batch_size):
-            pending.append(pool.submit(batch, start))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return _prefetch(batch, range(0, len(indices), batch_size), workers, ahead)
 
 
-def source_statistics(
-    source: DataSource, indices: NDArray[np.int64], workers: int = 1
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of the images at `indices`, in units of 0–255.
-
-    They are the population's, from whole-number histograms, as `channel_statistics` has them of images in memory.
-    Raises UserError when there is no image.
-    """
+def source_statistics(source: DataSource, indices: NDArray[np.int64], workers: int = 1) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel of the images at `indices`, as `channel_statistics` has them."""
     if len(indices) == 0:
-        raise UserError("there are no images to take the mean of; give one at least")
-    counts: NDArray[np.int64] | None = None
-    for images, _ in ordered_batches(source, indices, batch_size=64, workers=workers):
-        batch = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[3])])
-        counts = batch if counts is None else counts + batch
-    assert counts is not None
-    moments = [_moments(channel) for channel in counts.tolist()]
-    return tuple(mean for mean, _ in moments), tuple(deviation for _, deviation in moments)
-
-
-def _moments(counts: list[int]) -> tuple[float, float]:
-    # Python's integers do not overflow where total * squares would.
-    total = sum(counts)
-    first = sum(value * count for value, count in enumerate(counts))
-    squares = sum(value * value * count for value, count in enumerate(counts))
-    return first / total, math.sqrt((total * squares - first * first) / (total * total))
-
-
-# As many pixels as in 500 images of CIFAR; but never fewer images than make a kernel worth calling.
-_PIXELS_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 500 * 32 * 32, 16, 500
+        raise UserError("there are no images to take the mean of; give at least one")
+    batches = ordered_batches(source, indices, batch_size=64, workers=workers)
+    return histogram_statistics(functools.reduce(np.add, (channel_histograms(images) for images, _ in batches)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,11 +252,9 @@ class Subset:
     workers: int = 1
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> NDArray[np.uint8]:
-        """Image at `position` of this part, uint8 (H, W, C)."""
+    def __getitem__(self, position: int) -> Pixels:
         return self.source.image(int(self.indices[position]))
 
     @property
@@ -267,71 +263,23 @@ class Subset:
         return self.source.labels[self.indices]
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """All images and labels in order; as many at once as their size suggests where no `batch_size` is given."""
-        return ordered_batches(
-            self.source,
-            self.indices,
-            batch_size=batch_size or eval_batch_size(self[0].shape),
-            workers=self.workers,
-        )
+        """All images and labels in order, by default `eval_batch_size` at once."""
+        size = batch_size or eval_batch_size(self[0].shape)
+        return ordered_batches(self.source, self.indices, batch_size=size, workers=self.workers)
 
-    def share(self, index: int, count: int) -> "Subset":
-        """Every `count`-th image from number `index` on; the shares of all indices are the whole."""
+    def shard(self, index: int, count: int) -> "Subset":
+        """Every `count`-th image from number `index` on; the shards of all indices are the whole."""
         return Subset(self.source, self.indices[index::count], self.workers)
 
-    def first(self, count: int) -> "Subset":
+    def take(self, count: int) -> "Subset":
         """The first `count` images."""
         return Subset(self.source, self.indices[:count], self.workers)
 
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    def arrays(self) -> Batch:
         """All images (N, H, W, C) and labels (N,) in memory."""
         return np.stack([self[position] for position in range(len(self))]), self.labels
 
 
 def eval_batch_size(shape: Sequence[int]) -> int:
     """How many images of a shape (H, W, C) a network is evaluated on at once."""
-    return max(_LEAST_AT_ONCE, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (shape[0] * shape[1])))
-
-
-class FileSource:
-    """Image files, decoded whenever they are asked for; only paths and labels are in memory."""
-
-    def __init__(self, files: ImageFiles, min_side: int | None = None) -> None:
-        """Take the images of `files`; `min_side` is what `decode_image` says of it, None decodes in full."""
-        self.files = files
-        self.labels: NDArray[np.int32] = files.labels
-        self._least = min_side
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.files)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Decode image `index`, uint8 (H, W, 3) RGB, each of its own size.
-
-        Raises UserError when the file cannot be decoded (any more).
-        """
-        path = self.files.paths[index]
-        try:
-            return read_image(path, min_side=self._least)
-        except UnreadableImageError as error:
-            raise UserError(
-                f"{path} cannot be decoded ({error}), though it is among the images to use; mend it"
-            ) from error
-
-
-class ResizedSource:
-    """The images of another source, all cut and resized to one size when they are asked for."""
-
-    def __init__(self, source: DataSource, framing: ResizeCenterCrop) -> None:
-        """Show the images of `source` as `framing` says."""
-        self.labels: NDArray[np.int32] = source.labels
-        self._source, self._framing = source, framing
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._source)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, uint8 (framing.height, framing.width, C)."""
-        return frame(self._source.image(index), self._framing)
+    return max(_MIN_EVAL_BATCH, min(_MAX_EVAL_BATCH, _EVAL_PIXELS // (shape[0] * shape[1])))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from resnet_tf.data.dataset import Dataset, Split
+from resnet_tf.data.arrays import Dataset, Split
 from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
 
@@ -57,11 +57,7 @@ CLASS_NAMES = tuple(_OUTLINES)
 
 
 def load_shapes(seed: int = 0, train_size: int = 10_000, test_size: int = 2_000) -> Dataset:
-    """Draws the built-in data set: image i of a split depends on (seed, split, i) alone and has class i % 10.
-
-    Images are (N, 32, 32, 3) uint8 RGB, labels (N,) int32. A larger set begins with the images of a smaller one.
-    Raises UserError for a negative seed or a size below 1.
-    """
+    """Draw the built-in data set: image i of a split depends on (seed, split, i) alone and has class i % 10."""
     if seed < 0:
         raise UserError(f"the seed of the built-in shapes is {seed}; it must be 0 or more")
     for name, size in (("train_size", train_size), ("test_size", test_size)):

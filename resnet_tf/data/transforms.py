@@ -1,4 +1,4 @@
-"""Augmentation for training and the matching resize and crop for evaluation."""
+"""Augmentation for training, and the matching resize and crop for evaluation."""
 
 import itertools
 import math
@@ -8,39 +8,40 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnet_tf.data import image_ops as color
-from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_ops import BOX_DRAWS, ResizeCenterCrop, crop, flip, frame, random_box, resize, rotate
+from resnet_tf.data import image_ops as ops
+from resnet_tf.data.image_io import Pixels, cv2
+from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
 
+AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
+
+CustomFunction = Callable[[Pixels, np.random.Generator], Pixels]
+
 _BORDERS = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
-_FLIP_LEFT_RIGHT = 1
-_CHANNELS_OF_A_SCALAR = 4
+_OPENCV_SCALAR_CHANNELS = 4
+_JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 
 
 class Transform(Protocol):
-    """How training images are varied: `draw` for an epoch at once, then `apply` to each image."""
+    """How training images are varied: `sample` for an epoch at once, then `apply` to each image."""
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw an epoch's random numbers; row i, shape (count, …), belongs to image i."""
         ...
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Vary one uint8 image (H, W, C) by its row of `draw`; the result may be a view."""
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
+        """Vary one uint8 image (H, W, C) by its row of random numbers; the result may be a view."""
         ...
 
 
 class NoTransform:
     """Every image as it is."""
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return `count` empty rows, shape (count, 0)."""
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return np.empty((count, 0), np.int64)
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Return `image` itself."""
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
         return image
 
 
@@ -48,8 +49,8 @@ class NoTransform:
 class PadCropFlip:
     """The papers' CIFAR augmentation: pad each side, crop the old size anywhere, mirror half of the images.
 
-    `pad` is in pixels. `fill` is the pad color of mode "constant": a value (0–255) per channel, or values
-    that are all equal, which suit any number of channels. Mode "reflect" mirrors without repeating the edge.
+    `fill` is the pad color of mode "constant": a value (0–255) per channel, or equal values for any number of
+    channels. Mode "reflect" mirrors without repeating the edge.
     """
 
     pad: int = 4
@@ -57,42 +58,35 @@ class PadCropFlip:
     fill: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a field out of range."""
         if self.pad < 0:
-            raise ValueError(f"pad is {self.pad}; it is a number of pixels, 0 or more")
+            raise ValueError(f"invalid pad {self.pad}; expected a number of pixels, 0 or more")
         if self.mode not in _BORDERS:
-            raise ValueError(f"mode is {self.mode!r}; it is one of {', '.join(_BORDERS)}")
+            raise ValueError(f"invalid mode {self.mode!r}; expected one of {', '.join(_BORDERS)}")
         if not self.fill or not all(0 <= value <= 255 for value in self.fill):
-            raise ValueError(f"fill is {self.fill}; it has one or more values in 0–255")
+            raise ValueError(f"invalid fill {self.fill}; expected one or more values in 0–255")
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw (dy, dx, flip) per image, int64 (count, 3): offsets in 0…2·pad inclusive, flip in {0, 1}."""
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw (dy, dx, flip) per image, int64 (count, 3): offsets in 0 … 2·pad inclusive, flip in {0, 1}."""
         offsets = 2 * self.pad + 1
-        # Row by row, so that an image's draw does not depend on how many images come after it.
+        # Row by row, so that an image's numbers do not depend on how many images come after it.
         return rng.integers(0, [offsets, offsets, 2], size=(count, 3))
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Crop the padded uint8 image (H, W, C) at (dy, dx) to (H, W, C), then mirror it left to right if flip.
-
-        Raises ValueError when `fill` does not suit the image's channels.
-        """
-        dy, dx, flip = draw.tolist()
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
+        dy, dx, mirror = params.tolist()
         height, width, _ = image.shape
-        varied: np.ndarray = self._padded(image)[dy : dy + height, dx : dx + width]
-        if flip:
-            varied = cv2.flip(varied, _FLIP_LEFT_RIGHT)
+        cropped: Pixels = self._padded(image)[dy : dy + height, dx : dx + width]
         # OpenCV drops the channel axis of a single-channel image.
-        return varied.reshape(image.shape)
+        return ops.flip(cropped.reshape(image.shape), bool(mirror), False)
 
-    def _padded(self, image: NDArray[np.uint8]) -> np.ndarray:
+    def _padded(self, image: Pixels) -> np.ndarray:
         pad, (height, width, channels) = self.pad, image.shape
         fill = self._fill_for(channels)
-        if self.mode == "constant" and channels > _CHANNELS_OF_A_SCALAR:
+        if self.mode == "constant" and channels > _OPENCV_SCALAR_CHANNELS:
             padded = np.empty((height + 2 * pad, width + 2 * pad, channels), np.uint8)
             padded[:] = fill
             padded[pad : pad + height, pad : pad + width] = image
             return padded
-        return cv2.copyMakeBorder(image, pad, pad, pad, pad, _BORDERS[self.mode], value=fill[:_CHANNELS_OF_A_SCALAR])
+        return cv2.copyMakeBorder(image, pad, pad, pad, pad, _BORDERS[self.mode], value=fill[:_OPENCV_SCALAR_CHANNELS])
 
     def _fill_for(self, channels: int) -> tuple[int, ...]:
         if len(self.fill) == channels:
@@ -103,45 +97,33 @@ class PadCropFlip:
 
 
 def mean_fill(mean: Sequence[float]) -> tuple[int, ...]:
-    """Round a per-channel mean (pixel units, 0–255) to the pad color that normalizes to almost zero."""
+    """Round a per-channel mean (0–255) to the pad color that normalizes to almost zero."""
     return tuple(round(float(value)) for value in mean)
-
-
-POLICIES = ("cifar", "imagenet", "strong", "none")
-
-CustomFunction = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class TransformPair:
-    """What belongs together: a policy for training, the framing for evaluation, and what training needs of a file.
+    """How images are varied in training and cut in evaluation.
 
-    `min_side` is for `FileSource`: smallest side in pixels a training image is decoded to, None for full size.
-    Evaluation always decodes in full.
+    `min_side` is for the training `FileSource`: pixels of the shorter side that `train` needs, None for full size.
     """
 
-    policy: Transform
-    framing: ResizeCenterCrop
+    train: Transform
+    eval: ResizeCenterCrop
     min_side: int | None = None
 
 
-def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None) -> TransformPair:
-    """Make one of the augmentations `POLICIES` for images of `size` × `size` pixels.
+def make_transforms(name: str, size: int, pad_crop_flip: PadCropFlip | None = None) -> TransformPair:
+    """Make one of the `AUGMENTATIONS` for images of `size` × `size` pixels, with the evaluation that goes with it.
 
-    cifar: shorter side to `size`, center, then `pad_crop_flip`, by default with a pad of `size` / 8. Evaluation
-    without the latter.
-    imagenet: `RandomCropFlip`. Evaluation with the shorter side at 256/224 of `size`, of that the center.
-    strong: `StrongAugment`. Evaluation by squashing.
-    none: training and evaluation as the evaluation of cifar.
-
-    Raises:
-        UserError: there is no such augmentation, or the size is below 1.
+    cifar: center of `size`, then `pad_crop_flip` (by default `size` / 8 pixels). imagenet: `RandomCropFlip`.
+    strong: `StrongAugment`. none: the center of `size` alone.
     """
     if size < 1:
-        raise UserError(f"the input size {size} makes no sense; give 1 pixel or more")
-    whole = ResizeCenterCrop(size, size, size)
+        raise UserError(f"invalid input size {size}; expected 1 pixel or more")
+    center = ResizeCenterCrop(size, size, size)
     if name == "cifar":
-        return TransformPair(ResizedTransform(whole, pad_crop_flip or PadCropFlip(pad=size // 8)), whole)
+        return TransformPair(ResizedTransform(center, pad_crop_flip or PadCropFlip(pad=size // 8)), center)
     if name == "imagenet":
         random_crop = RandomCropFlip(size)
         return TransformPair(random_crop, ResizeCenterCrop(round(size * 256 / 224), size, size), random_crop.min_side)
@@ -149,32 +131,27 @@ def augmentation(name: str, size: int, pad_crop_flip: PadCropFlip | None = None)
         strong = StrongAugment(size)
         return TransformPair(strong, ResizeCenterCrop(None, size, size), 2 * strong.squashed)
     if name == "none":
-        return TransformPair(ResizedTransform(whole, NoTransform()), whole)
-    raise UserError(f"the augmentation {name!r} is not known; choose one of {', '.join(POLICIES)}")
+        return TransformPair(ResizedTransform(center, NoTransform()), center)
+    raise UserError(f"unknown augmentation {name!r}; choose one of {', '.join(AUGMENTATIONS)}")
 
 
-def custom_transforms(function: CustomFunction, size: int, framing_of: str = "none") -> TransformPair:
-    """Make an augmentation of a user's function; see `CustomTransform`. Evaluation frames as one of `POLICIES` does.
-
-    Raises UserError when the size is below 1.
-    """
-    return TransformPair(CustomTransform(function, size), augmentation(framing_of, size).framing)
+def custom_transforms(function: CustomFunction, size: int, eval_as: str = "none") -> TransformPair:
+    """Make a pair of a user's function (see `CustomTransform`) and the evaluation of one of the `AUGMENTATIONS`."""
+    return TransformPair(CustomTransform(function, size), make_transforms(eval_as, size).eval)
 
 
 @dataclass(frozen=True)
 class ResizedTransform:
-    """Another policy on images that are framed first, so that all of them have one shape."""
+    """Another transform on images that are cut and resized first, so that all of them have one shape."""
 
-    framing: ResizeCenterCrop
-    policy: Transform
+    crop: ResizeCenterCrop
+    transform: Transform
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw what the other policy draws."""
-        return self.policy.draw(rng, count)
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return self.transform.sample(rng, count)
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Frame the image to uint8 (framing.height, framing.width, C), then vary it."""
-        return self.policy.apply(frame(image, self.framing), draw)
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
+        return self.transform.apply(self.crop(image), params)
 
 
 @dataclass(frozen=True)
@@ -193,25 +170,23 @@ class RandomCropFlip:
         """Pixels of an image's shorter side from which on the smallest box need not be enlarged."""
         return math.ceil(self.size / math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1])))
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw the box's numbers, then the flip's, float32 (count, 23) in [0, 1)."""
-        return rng.random((count, BOX_DRAWS + 1), np.float32)
+        return rng.random((count, ops.BOX_DRAWS + 1), np.float32)
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Cut, resize and mirror an image (H, W, C) to (size, size, C)."""
-        *box, mirror = draw.tolist()
-        part = crop(image, random_box(image.shape[0], image.shape[1], box, self.scale, self.ratio))
-        return flip(resize(part, self.size, self.size), mirror < 0.5, False)
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
+        *box, mirror = params.tolist()
+        cropped = ops.crop(image, ops.random_box(image.shape[0], image.shape[1], box, self.scale, self.ratio))
+        return ops.flip(ops.resize(cropped, self.size, self.size), mirror < 0.5, False)
 
 
 @dataclass(frozen=True)
 class StrongAugment:
     """The strong augmentation of the transfer-learning tutorials, for RGB images.
 
-    The image is squashed to 300/256 of `size` both ways, turned by up to `degrees` either way, cut to its center of
-    `size` × `size`, mirrored either way with probability ½, changed in brightness, contrast, saturation and hue in
-    random order, and made gray with probability `gray`. `brightness`, `contrast` and `saturation` are the largest
-    departures of a factor from 1; `hue` is the largest turn as a part of the color circle.
+    Squash to 300/256 of `size`, rotate by up to `degrees`, cut the center of `size` × `size`, mirror either way, change
+    brightness, contrast, saturation (factors 1 ± the field) and hue (± part of the color circle) in random order, and
+    make gray with probability `gray`.
     """
 
     size: int
@@ -227,65 +202,58 @@ class StrongAugment:
         """Pixels of either side before the center is cut out."""
         return round(self.size * 300 / 256)
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw angle, flips, four changes of color, their order and grayness, float32 (count, 9) in [0, 1)."""
         return rng.random((count, 9), np.float32)
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Vary an image (H, W, 3) to (size, size, 3)."""
-        angle, left_right, upside_down, *changes, order, grayness = draw.tolist()
-        image = resize(image, self.squashed, self.squashed)
-        image = rotate(image, self.degrees * (2 * angle - 1), self.size, self.size)
-        image = flip(image, left_right < 0.5, upside_down < 0.5)
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
+        angle, left_right, upside_down, *changes, order, grayness = params.tolist()
+        image = ops.resize(image, self.squashed, self.squashed)
+        image = ops.rotate(image, self.degrees * (2 * angle - 1), self.size, self.size)
+        image = ops.flip(image, left_right < 0.5, upside_down < 0.5)
         image = self._jitter(image, changes, order)
-        return color.gray(image) if grayness < self.gray else image
+        return ops.to_grayscale(image) if grayness < self.gray else image
 
-    def _jitter(self, image: NDArray[np.uint8], changes: list[float], order: float) -> NDArray[np.uint8]:
-        operations = (
-            (color.brighten, self.brightness, 1),
-            (color.contrast, self.contrast, 1),
-            (color.saturate, self.saturation, 1),
-            (color.adjust_hue, self.hue, 0),
+    def _jitter(self, image: Pixels, changes: list[float], order: float) -> Pixels:
+        adjustments = (
+            (ops.adjust_brightness, self.brightness, 1),
+            (ops.adjust_contrast, self.contrast, 1),
+            (ops.adjust_saturation, self.saturation, 1),
+            (ops.adjust_hue, self.hue, 0),
         )
-        for i in _ORDERS[int(order * len(_ORDERS))]:
-            operation, reach, neutral = operations[i]
-            image = operation(image, neutral + reach * (2 * changes[i] - 1))
+        for i in _JITTER_ORDERS[int(order * len(_JITTER_ORDERS))]:
+            adjust, reach, neutral = adjustments[i]
+            image = adjust(image, neutral + reach * (2 * changes[i] - 1))
         return image
 
 
-_ORDERS = tuple(itertools.permutations(range(4)))
-
-
 class CustomTransform:
-    """A user's function of an image and a random generator, which is keyed by (seed, epoch, image).
+    """A user's function of a read-only uint8 image (H, W, C) and a generator keyed by (seed, epoch, image).
 
-    The image is uint8 (H, W, C) as it was read, of any size, and cannot be changed in place; the function returns uint8
-    (size, size, C). It must draw from the generator alone.
+    It returns uint8 (size, size, C), and must draw from the generator alone.
     """
 
     def __init__(self, function: CustomFunction, size: int) -> None:
-        """Wrap `function`, which makes images of `size` × `size` pixels."""
         self._function, self._size = function, size
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw a key for each image's own generator, uint64 (count, 1); `rng` is keyed by (seed, epoch)."""
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw a key for each image's own generator, uint64 (count, 1)."""
         return rng.integers(0, 2**64, (count, 1), np.uint64)
 
-    def apply(self, image: NDArray[np.uint8], draw: np.ndarray) -> NDArray[np.uint8]:
-        """Call the function; raises UserError when it raises, or returns anything but uint8 (size, size, C)."""
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
         name = getattr(self._function, "__name__", type(self._function).__name__)
         original = image.view()
         original.flags.writeable = False
         try:
-            varied = self._function(original, np.random.default_rng(int(draw[0])))
+            varied = self._function(original, np.random.default_rng(int(params[0])))
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"the augmentation {name} raised {type(error).__name__}: {error} ({where.filename}, line "
-                f"{where.lineno}) on an image of the shape {image.shape}; mend it"
+                f"{where.lineno}) on an image of the shape {image.shape}; fix it"
             ) from error
-        wanted = (self._size, self._size, image.shape[2])
-        if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != wanted:
+        expected = (self._size, self._size, image.shape[2])
+        if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != expected:
             got = f"{varied.dtype} {varied.shape}" if isinstance(varied, np.ndarray) else type(varied).__name__
-            raise UserError(f"the augmentation {name} returned {got}; it must return uint8 {wanted}")
+            raise UserError(f"the augmentation {name} returned {got}; it must return uint8 {expected}")
         return varied

@@ -17,7 +17,7 @@ def make_evaluator(network: keras.Model, part: Subset, classes: int, replicas: D
     """
     view = fused_view(network)
     forward = compiled_forward(view) if replicas.strategy is None else replicas.forward(view)
-    own = part.share(replicas.index, replicas.workers)
+    own = part.shard(replicas.index, replicas.workers)
 
     def validate() -> tuple[float, float]:
         if replicas.workers == 1:

@@ -19,14 +19,14 @@ from resnet_tf.data.loader import (
     source_statistics,
 )
 from resnet_tf.data.transforms import (
-    POLICIES,
+    AUGMENTATIONS,
     CustomTransform,
     NoTransform,
     PadCropFlip,
     RandomCropFlip,
     StrongAugment,
-    augmentation,
     custom_transforms,
+    make_transforms,
 )
 from resnet_tf.errors import UserError
 
@@ -157,28 +157,28 @@ def luma(image):
 def test_brightness_contrast_and_saturation_to_the_level(factor):
     image = random_image()
     values = image.astype(float)
-    np.testing.assert_array_equal(color.brighten(image, factor), rounded(values * factor))
+    np.testing.assert_array_equal(color.adjust_brightness(image, factor), rounded(values * factor))
     mean = rounded(luma(image)).mean()
     # The gray of a pixel may fall on the other side of one half.
-    assert np.abs(color.contrast(image, factor) - rounded(mean + factor * (values - mean))).max() <= 1
+    assert np.abs(color.adjust_contrast(image, factor) - rounded(mean + factor * (values - mean))).max() <= 1
     greys = rounded(luma(image))[..., None]
-    assert np.abs(color.saturate(image, factor) - rounded(greys + factor * (values - greys))).max() <= 1
+    assert np.abs(color.adjust_saturation(image, factor) - rounded(greys + factor * (values - greys))).max() <= 1
 
 
 def test_a_factor_of_one_and_a_turn_of_nothing_change_nothing():
     image = random_image()
     for varied in (
-        *(color.brighten(image, 1.0), color.contrast(image, 1.0)),
-        *(color.saturate(image, 1.0), color.adjust_hue(image, 0.0)),
+        *(color.adjust_brightness(image, 1.0), color.adjust_contrast(image, 1.0)),
+        *(color.adjust_saturation(image, 1.0), color.adjust_hue(image, 0.0)),
     ):
         np.testing.assert_array_equal(varied, image)
 
 
 def test_grey_is_luma_in_three_channels():
     image = random_image()
-    gray = color.gray(image)
+    gray = color.to_grayscale(image)
     assert np.abs(gray - luma(image)[..., None]).max() <= 0.51
-    assert color.gray(np.full((1, 1, 3), 77, np.uint8)).tolist() == [[[77, 77, 77]]]
+    assert color.to_grayscale(np.full((1, 1, 3), 77, np.uint8)).tolist() == [[[77, 77, 77]]]
 
 
 @pytest.mark.parametrize("turns", [-0.1, -0.03, 0.05, 0.1, 1 / 3])
@@ -199,19 +199,19 @@ def test_a_third_of_a_turn_makes_red_green():
 
 
 def test_random_crop_flip_cuts_resizes_and_mirrors():
-    image, policy = random_image(100, 100), RandomCropFlip(14)
+    image, transform = random_image(100, 100), RandomCropFlip(14)
     draws = np.array([*box_draws(0, 0.5, 0.5, 0), 0.7], np.float32)
     # 28 × 28 at row ⌊0.5 · 73⌋ = 36, averaged two by two.
     means = image[36:64, :28].reshape(14, 2, 14, 2, 3).mean((1, 3))
-    assert np.abs(policy.apply(image, draws) - means).max() <= 0.51
+    assert np.abs(transform.apply(image, draws) - means).max() <= 0.51
     draws[-1] = 0.4
-    assert np.abs(policy.apply(image, draws) - means[:, ::-1]).max() <= 0.51
+    assert np.abs(transform.apply(image, draws) - means[:, ::-1]).max() <= 0.51
 
 
 def test_the_smallest_box_of_the_least_picture_need_not_be_enlarged():
-    policy = RandomCropFlip(224)
+    transform = RandomCropFlip(224)
     # √(0.08 · ¾) = 0.245.
-    assert policy.min_side == 915
+    assert transform.min_side == 915
     rows, columns = random_box(915, 915, box_draws(0, 0, 0, 0), SCALE, RATIO)[2:]
     assert min(rows, columns) == 224
 
@@ -234,22 +234,22 @@ def strong_draw(**changed):
 
 
 def test_strong_by_its_parts():
-    image, policy = random_image(300, 300), StrongAugment(256)
+    image, transform = random_image(300, 300), StrongAugment(256)
     center = image[22:278, 22:278]
     for draw, expected in [
         (strong_draw(), center),
         (strong_draw(left_right=0.4), center[:, ::-1]),
         (strong_draw(upside_down=0.4), center[::-1]),
-        (strong_draw(gray=0.09), color.gray(center)),
-        (strong_draw(b=0), color.brighten(center, 0.8)),
-        (strong_draw(c=0), color.contrast(center, 0.9)),
-        (strong_draw(s=0), color.saturate(center, 0.9)),
+        (strong_draw(gray=0.09), color.to_grayscale(center)),
+        (strong_draw(b=0), color.adjust_brightness(center, 0.8)),
+        (strong_draw(c=0), color.adjust_contrast(center, 0.9)),
+        (strong_draw(s=0), color.adjust_saturation(center, 0.9)),
         (strong_draw(h=0), color.adjust_hue(center, -0.1)),
         (strong_draw(angle=0), rotate(image, -45, 256, 256)),
         (strong_draw(angle=0.75), rotate(image, 22.5, 256, 256)),
     ]:
-        np.testing.assert_allclose(policy.apply(image, draw), expected, atol=1)
-    assert np.mean(policy.apply(image, strong_draw(b=0)) == color.brighten(center, 0.8)) > 0.99
+        np.testing.assert_allclose(transform.apply(image, draw), expected, atol=1)
+    assert np.mean(transform.apply(image, strong_draw(b=0)) == color.adjust_brightness(center, 0.8)) > 0.99
 
 
 def test_strong_changes_colors_in_each_order():
@@ -268,16 +268,18 @@ def test_strong_scales_with_the_size(size, squashed):
     assert StrongAugment(size).apply(random_image(50, 70), strong_draw()).shape == (size, size, 3)
 
 
-@pytest.mark.parametrize("policy", [RandomCropFlip(8), StrongAugment(8), CustomTransform(lambda image, rng: image, 8)])
-def test_an_images_draw_does_not_depend_on_how_many_follow(policy):
-    few, many = (policy.draw(np.random.default_rng(3), count) for count in (10, 1000))
+@pytest.mark.parametrize(
+    "transform", [RandomCropFlip(8), StrongAugment(8), CustomTransform(lambda image, rng: image, 8)]
+)
+def test_an_images_draw_does_not_depend_on_how_many_follow(transform):
+    few, many = (transform.sample(np.random.default_rng(3), count) for count in (10, 1000))
     np.testing.assert_array_equal(few, many[:10])
     assert len(np.unique(many, axis=0)) == 1000
 
 
 def test_draws_fill_zero_to_one():
-    for policy in (RandomCropFlip(8), StrongAugment(8)):
-        draws = policy.draw(np.random.default_rng(0), 20_000)
+    for transform in (RandomCropFlip(8), StrongAugment(8)):
+        draws = transform.sample(np.random.default_rng(0), 20_000)
         assert np.all((draws >= 0) & (draws < 1))
         # Five standard deviations of the mean of 20,000.
         assert np.abs(draws.mean(0) - 0.5).max() < 5 * 0.289 / np.sqrt(20_000)
@@ -295,25 +297,27 @@ def test_draws_fill_zero_to_one():
     ],
 )
 def test_evaluation_matches_training(name, size, framing, min_side):
-    chosen = augmentation(name, size)
-    assert (chosen.framing, chosen.min_side) == (framing, min_side)
+    chosen = make_transforms(name, size)
+    assert (chosen.eval, chosen.min_side) == (framing, min_side)
 
 
 def test_cifar_is_the_papers_on_images_of_its_size():
     image, draw = random_image(32, 32), np.array([1, 6, 1])
     np.testing.assert_array_equal(
-        augmentation("cifar", 32).policy.apply(image, draw), PadCropFlip(4).apply(image, draw)
+        make_transforms("cifar", 32).train.apply(image, draw), PadCropFlip(4).apply(image, draw)
     )
     reflecting = PadCropFlip(3, "reflect")
-    chosen = augmentation("cifar", 32, reflecting).policy
+    chosen = make_transforms("cifar", 32, reflecting).train
     np.testing.assert_array_equal(chosen.apply(image, draw), reflecting.apply(image, draw))
-    np.testing.assert_array_equal(augmentation("none", 32).policy.apply(image, draw), image)
+    np.testing.assert_array_equal(make_transforms("none", 32).train.apply(image, draw), image)
 
 
 def test_unknown_names_and_sizes():
-    with pytest.raises(UserError, match="'autoaugment' is not known; choose one of cifar, imagenet, strong, none"):
-        augmentation("autoaugment", 32)
-    for make in (lambda: augmentation("cifar", 0), lambda: custom_transforms(lambda image, rng: image, -1)):
+    with pytest.raises(
+        UserError, match="unknown augmentation 'autoaugment'; choose one of cifar, imagenet, strong, none"
+    ):
+        make_transforms("autoaugment", 32)
+    for make in (lambda: make_transforms("cifar", 0), lambda: custom_transforms(lambda image, rng: image, -1)):
         with pytest.raises(UserError, match="input size"):
             make()
 
@@ -329,15 +333,15 @@ def files_of_many_sizes(tmp_path):
     return ImageFiles(tuple(paths), np.arange(8, dtype=np.int32) % 2, ("a", "b"))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_batches_of_files_of_many_sizes_have_one_shape(files_of_many_sizes, name):
-    chosen = augmentation(name, 32)
+    chosen = make_transforms(name, 32)
     source = FileSource(files_of_many_sizes, chosen.min_side)
-    one, several = (TrainLoader(source, chosen.policy, batch_size=4, seed=5, workers=workers) for workers in (1, 3))
+    one, several = (TrainLoader(source, chosen.train, batch_size=4, seed=5, workers=workers) for workers in (1, 3))
     for (images, labels), (again, _) in zip(one.iterate(0, 6), several.iterate(0, 6), strict=True):
         assert (images.shape, images.dtype, labels.dtype) == ((4, 32, 32, 3), np.uint8, np.int32)
         np.testing.assert_array_equal(images, again)
-    framed = ResizedSource(FileSource(files_of_many_sizes), chosen.framing)
+    framed = ResizedSource(FileSource(files_of_many_sizes), chosen.eval)
     assert [framed.image(i).shape for i in range(8)] == [(32, 32, 3)] * 8
 
 
@@ -367,9 +371,9 @@ def test_own_functions_get_a_generator_of_their_own_per_image_and_epoch():
     ],
 )
 def test_own_functions_that_return_something_else(function, message):
-    policy = CustomTransform(function, 8)
+    transform = CustomTransform(function, 8)
     with pytest.raises(UserError, match=message):
-        policy.apply(random_image(), policy.draw(np.random.default_rng(0), 1)[0])
+        transform.apply(random_image(), transform.sample(np.random.default_rng(0), 1)[0])
 
 
 def test_own_functions_cannot_change_the_source():
@@ -379,14 +383,16 @@ def test_own_functions_cannot_change_the_source():
         image[:] = 1
         return image
 
-    with pytest.raises(UserError, match=r"paint raised ValueError: .*read-only \(.*test_data_policies.py, line \d+\)"):
+    with pytest.raises(
+        UserError, match=r"paint raised ValueError: .*read-only \(.*test_data_transforms.py, line \d+\)"
+    ):
         CustomTransform(paint, 8).apply(image, np.array([1], np.uint64))
     assert image.flags.writeable
 
 
 def test_own_augmentation_is_evaluated_on_the_center():
-    assert custom_transforms(lambda image, rng: image, 64).framing == ResizeCenterCrop(64, 64, 64)
-    assert custom_transforms(lambda image, rng: image, 224, "imagenet").framing == ResizeCenterCrop(256, 224, 224)
+    assert custom_transforms(lambda image, rng: image, 64).eval == ResizeCenterCrop(64, 64, 64)
+    assert custom_transforms(lambda image, rng: image, 224, "imagenet").eval == ResizeCenterCrop(256, 224, 224)
 
 
 def test_upscaled_images_are_made_when_they_are_asked_for():
