@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from resnet_tf.training.state import Diverged, Intervals, Stopped
 
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
@@ -15,7 +16,6 @@ from resnet_tf.training import trainer as loop
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.state import Diverged, Intervals, Stopped
 from resnet_tf.training.trainer import Trainer
 
 ITERATIONS = 10

@@ -1,6 +1,5 @@
-"""The parts of a fine-tuning that meet in a run: weights from elsewhere, and what of the network trains when."""
+"""The weights that a fine-tuning starts from."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,6 @@ from resnet_tf.models.registry import CIFAR_NETWORKS
 from resnet_tf.pretrained.download import published_file
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.zoo import find_shipped
-from resnet_tf.training.fine_tune import describe_trainable, freeze, unfreeze
-from resnet_tf.training.step import TrainStep
-
-Functions = tuple[TrainStep, TrainStep]
 
 
 class InitialWeights:
@@ -60,41 +55,3 @@ def _file_of(weights: str, network: str) -> Path:
         return published_file(network)
     path = Path(weights)
     return model_path(path, best=False) if path.is_dir() or find_shipped(weights) is not None else path
-
-
-class UnfreezeAt:
-    """The switch of a training from its frozen network to the whole of it.
-
-    Attributes:
-        at: the update from which on everything trains.
-    """
-
-    def __init__(
-        self, model: keras.Model, request: Request, make: Callable[[], Functions], log: Callable[[str], None]
-    ) -> None:
-        """Take a network that is frozen as `request` says.
-
-        `make` compiles the updates of what trains when it is called; `log` is told at the switch what that is.
-        """
-        assert request.unfreeze_at is not None
-        self.at = request.unfreeze_at
-        self._model, self._request, self._make, self._say = model, request, make, log
-        self._open = False
-        self._made: dict[bool, Functions] = {}
-
-    def functions(self, step: int) -> Functions:
-        """One update and several in one call, as they are at update `step`."""
-        if (step >= self.at) != self._open:
-            self._open = not self._open
-            self._turn()
-        if self._open not in self._made:
-            self._made[self._open] = self._make()
-        return self._made[self._open]
-
-    def _turn(self) -> None:
-        # Backwards after a rollback to before the switch.
-        if self._open:
-            unfreeze(self._model, self._request.train_bn)
-        else:
-            freeze(self._model, self._request.freeze)
-        self._say(describe_trainable(self._model))

@@ -2,15 +2,13 @@
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from resnet_tf.cli.finetuning import InitialWeights, UnfreezeAt
+from resnet_tf.cli.finetuning import InitialWeights
 from resnet_tf.cli.material import Material, fingerprint_of, make_material, open_images
 from resnet_tf.cli.request import Request
 from resnet_tf.cli.results import finish, save_model
@@ -23,14 +21,13 @@ from resnet_tf.models.registry import build_model
 from resnet_tf.recipes import check_validation
 from resnet_tf.training.callbacks import Callback, Callbacks, make_callbacks
 from resnet_tf.training.distribute import Distribution, make_distribution, worker_lost_error
-from resnet_tf.training.evaluator import make_evaluator
-from resnet_tf.training.fine_tune import describe_trainable, freeze
-from resnet_tf.training.logs import Progress
+from resnet_tf.training.evaluator import Evaluator, make_evaluator
+from resnet_tf.training.fine_tune import UnfreezeAt, describe_trainable, freeze
+from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
-from resnet_tf.training.run_dir import RunDir, check_files, saved_statistics
+from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
 from resnet_tf.training.runtime import Device, choose_device, choose_precision, set_threads
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.state import Intervals, Validate
 from resnet_tf.training.step import TrainStep, balanced_weights, make_multi_step, make_train_step
 from resnet_tf.training.trainer import Trainer
 
@@ -76,12 +73,12 @@ def _run(request: Request, folder: RunDir) -> dict[str, Any] | None:
     if pretrained is not None:
         settings["weights.sha256"] = pretrained.digest
     if known:
-        check_files(folder, known, settings)
+        check_resumable(folder, known, settings)
     with contextlib.ExitStack() as stack:
         if replicas.strategy is None:
             stack.enter_context(tf.device(device.name))
         if not replicas.is_chief:
-            folder = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            folder = RunDir(folder.path, read_only=True)
         statistics = saved_statistics(known) or (pretrained.statistics if pretrained else None)
         material = make_material(images, request, statistics)
         settings |= {"data.mean": list(material.mean), "data.std": list(material.std)}
@@ -89,7 +86,7 @@ def _run(request: Request, folder: RunDir) -> dict[str, Any] | None:
             job = Job(request, material, policy, device, pretrained, replicas)
         folder.lock()
         try:
-            if not known and not request.overwrite and folder.settings() is not None:
+            if replicas.is_chief and not known and not request.overwrite and folder.settings() is not None:
                 raise UserError(f"run folder {folder.path} was started by another process just now; run this again")
             if request.overwrite:
                 folder.clear()
@@ -189,7 +186,7 @@ class Job:
             self.request.jit_compile,
             class_weights=weights,
             accumulate=recipe.accumulate,
-            average=self.average,
+            ema_model=self.average,
             replicas=self.replicas.count,
             sync_bn=self.request.sync_bn,
         )
@@ -223,29 +220,38 @@ class Job:
                 files; what it raises ends the training.
         """
         request, recipe, material = self.request, self.request.recipe, self.material
-        progress = Progress(folder, self.schedule.iterations, self.batches.steps_per_epoch, recipe.batch_size)
+        progress = TrainLogger(folder, self.schedule.iterations, self.batches.steps_per_epoch, recipe.batch_size)
         self.training = Trainer(
             model=self.model,
             optimizer=self.optimizer,
             step=self.step,
             schedule=self.schedule,
-            batches=self.feed,
-            validate=self._evaluation(material.validation) if len(material.validation) else None,
-            save_best=lambda best: self._save_best(folder, best),
-            folder=folder,
-            intervals=Intervals(request.evaluate_every, request.checkpoint_iterations, request.checkpoint_seconds),
-            reporter=progress,
+            loader=self.feed,
+            evaluate=self._evaluation(material.validation) if len(material.validation) else None,
+            save_best=lambda best: save_model(self, folder.path / "best.keras", best),
+            run_dir=folder,
+            evaluate_every=request.evaluate_every,
+            checkpoint_every=request.checkpoint_iterations,
+            checkpoint_seconds=request.checkpoint_seconds,
+            logger=progress,
             rollbacks=request.rollbacks,
             patience=recipe.early_stopping,
-            steps=self.steps,
-            steps_per_call=self.per_call,
+            multi_step=self.steps,
+            steps_per_execution=self.per_call,
             evaluate_train=self._evaluation(material.train) if request.eval_train else None,
             on_evaluation=on_evaluation or Callbacks(make_callbacks(self, folder.path, progress.log), progress.log),
-            switch=None
+            unfreeze=None
             if request.unfreeze_at is None
-            else UnfreezeAt(self.model, request, self._functions, progress.log),
-            average=self.average,
-            peers=self.replicas,
+            else UnfreezeAt(
+                self.model,
+                request.unfreeze_at,
+                self._functions,
+                progress.log,
+                freeze=request.freeze,
+                train_bn=request.train_bn,
+            ),
+            ema_model=self.average,
+            distribution=self.replicas,
         )
         progress.log(
             f"{request.model} on {request.dataset} ({material.source}), recipe {recipe.name}: {describe_recipe(recipe)}"
@@ -256,15 +262,11 @@ class Job:
         if self.training.resume():
             progress.log(f"resuming at iteration {self.training.step} of {self.training.iterations}")
         try:
-            self.training.run()
+            self.training.fit()
         finally:
             progress.close()
 
-    def _save_best(self, folder: RunDir, best: dict[str, Any]) -> None:
-        if self.replicas.is_chief:
-            save_model(self, folder.path / "best.keras", best)
-
-    def _evaluation(self, part: Subset) -> Validate:
+    def _evaluation(self, part: Subset) -> Evaluator:
         return make_evaluator(self.eval_model, part, len(self.material.class_names), self.replicas)
 
 

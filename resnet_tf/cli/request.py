@@ -10,7 +10,7 @@ from resnet_tf.data.dataset import check_name, is_image_dataset, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import Recipe, check_validation, default_recipe, get_recipe, override, scaled
-from resnet_tf.training.run_dir import LATER
+from resnet_tf.training.run_dir import DEFAULTS
 
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
@@ -77,8 +77,8 @@ class Request:
             "jit_compile": self.jit_compile,
             "deterministic": self.deterministic,
         }
-        settings |= {key: getattr(self, key) for key in LATER if not key.startswith("recipe.")}
-        return {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+        settings |= {key: getattr(self, key) for key in DEFAULTS if not key.startswith("recipe.")}
+        return {key: value for key, value in settings.items() if key not in DEFAULTS or value != DEFAULTS[key]}
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:

@@ -77,7 +77,7 @@ def finish(job: "Job", folder: RunDir, settings: dict[str, Any]) -> dict[str, An
             "steps_per_epoch": job.batches.steps_per_epoch,
             "train_images": len(material.train),
             "validation_images": len(material.validation),
-            "training": _course(training.rows),
+            "training": _course(training.history),
             "test": _test(final, material),
             "device": job.device.about,
             **({} if job.replicas.strategy is None else {"replicas": job.replicas.about}),

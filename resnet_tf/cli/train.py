@@ -15,7 +15,7 @@ from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.train_options import describe_recipes, make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.training.cluster import read_cluster_spec, stop_with_launcher
-from resnet_tf.training.run_dir import RunDir, check_flags
+from resnet_tf.training.run_dir import RunDir, check_resumable
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -78,7 +78,7 @@ def _train(request: Request, argv: Sequence[str]) -> dict[str, Any] | int:
         stop_with_launcher()
     load_tensorflow()
     from resnet_tf.cli.job import run_job
-    from resnet_tf.training.state import Stopped
+    from resnet_tf.training.trainer import Stopped
 
     try:
         report = run_job(request, folder)
@@ -101,7 +101,7 @@ def _finished(request: Request, folder: RunDir) -> dict[str, Any] | None:
         asked["precision"] = request.precision
     if request.threads:
         asked["threads"] = request.threads
-    check_flags(folder, settings, asked)
+    check_resumable(folder, settings, asked)
     return folder.report()
 
 

@@ -13,7 +13,7 @@ from resnet_tf.cli.request import Request
 from resnet_tf.cli.study import Report
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.runtime import choose_device, choose_precision, set_threads
-from resnet_tf.training.state import Diverged
+from resnet_tf.training.trainer import Diverged
 
 
 class _GivenUp(Exception):  # noqa: N818
@@ -64,4 +64,4 @@ class Trials:
                 return 0.0
             finally:
                 folder.release()
-        return float(job.training.rows[-1]["validation_accuracy"])
+        return float(job.training.history[-1]["validation_accuracy"])

@@ -13,7 +13,7 @@ from resnet_tf.cli.request import Request, parse_request
 from resnet_tf.cli.study import Report, SearchSpace, finished, open_study, run_study
 from resnet_tf.data.dataset import DATASETS
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.training.run_dir import RunDir, difference
+from resnet_tf.training.run_dir import RunDir, describe_diff
 
 _TRAIN_FLAGS = ("model", "dataset", "data_dir", "recipe", "epochs", "seed", "shortcut")
 _RUN_FLAGS = ("device", "precision", "threads")
@@ -82,11 +82,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     known = folder.settings()
     if known is not None and known != settings:
         raise UserError(
-            f"{folder.path} belongs to another search: {difference(known, settings)}; give another --study-dir"
+            f"{folder.path} belongs to another search: {describe_diff(known, settings)}; give another --study-dir"
         )
     load_tensorflow()
     from resnet_tf.cli.trial import Trials
-    from resnet_tf.training.state import Stopped
+    from resnet_tf.training.trainer import Stopped
 
     folder.lock()
     try:
