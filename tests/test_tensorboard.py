@@ -25,14 +25,14 @@ def test_an_event_file_is_read_back(train, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra tensorboard")
     import tensorflow as tf
 
-    from resnet_tf.training.logs import read_rows
+    from resnet_tf.training.logs import read_metrics
 
     flags = ("--iterations", "3", "--eval-every", "1", "--tensorboard", "--tensorboard-every", "2")
     report = train(tmp_path / "run", *flags)
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"tensors": 0, "images": 0})
     events.Reload()
     tags = set(events.Tags()["tensors"])
-    rows = read_rows(tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
     for tag, key in (("loss/train", "train_loss"), ("accuracy/validation", "validation_accuracy")):
         points = [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
         assert points == [(row["iteration"], pytest.approx(row[key])) for row in rows]

@@ -47,7 +47,7 @@ def ready(model, policy="float32", recipe=RECIPE, jit_compile=False, **options):
 def test_three_updates_of_the_average_are_those_of_numpy():
     model = some_network()
     average = make_ema(model)
-    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.24), average=average)
+    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.24), ema_model=average)
     expected = {path: value.astype(np.float64) for path, value in values(model).items()}
     # 2/11 and 3/12 while it warms up, of which the latter is above 0.24.
     for index, decay in enumerate((2 / 11, 0.24, 0.24)):
@@ -64,7 +64,7 @@ def test_the_average_of_what_is_frozen_stands_still_to_the_bit():
     model = some_network()
     average = make_ema(model)
     freeze(model, "stage2")
-    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.5), average=average)
+    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.5), ema_model=average)
     before = values(average)
     step(*some_batch(), np.float32(0.1))
     moved = {
@@ -111,7 +111,7 @@ def test_parts_in_half_precision_and_several_steps_in_a_call():
     model = some_network()
     average = make_ema(model)
     recipe = dataclasses.replace(RECIPE, ema=0.9, momentum=0.0)
-    step, optimizer = ready(model, "mixed_float16", recipe=recipe, accumulate=4, average=average)
+    step, optimizer = ready(model, "mixed_float16", recipe=recipe, accumulate=4, ema_model=average)
     exact = some_network()
     exact_step, _ = ready(exact, recipe=recipe, accumulate=4)
     images, labels = zip(*(some_batch(seed) for seed in (0, 1)), strict=True)

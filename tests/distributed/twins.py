@@ -51,7 +51,7 @@ class Run:
                 recipe,
                 jit_compile=False,
                 accumulate=recipe.accumulate,
-                average=self.average,
+                ema_model=self.average,
                 replicas=replicas.count,
                 sync_bn=sync_bn,
             )
