@@ -224,7 +224,7 @@ def test_workers_that_do_not_share_a_run_directory_are_told_so(tmp_path, here, c
 def test_no_worker_goes_on_without_a_whole_checkpoint(tmp_path):
     checkpoints_in(tmp_path, 5)
     (tmp_path / "checkpoints" / "step-000000005.npz").write_bytes(b"half of it")
-    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
         other_worker(tmp_path, -2, -2).load({})
 
 

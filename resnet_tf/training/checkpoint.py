@@ -187,10 +187,16 @@ class CheckpointManager:
         All workers read it at the same moment. Raises UserError where no checkpoint is whole, it is one of other
         variables, or the workers do not find the same one.
         """
-        found = self._read_same()
+        found = self._read()
         if found is None:
             return None
-        arrays, state = found
+        arrays, state, damaged = found
+        for path in damaged:
+            self._log(f"checkpoint {path.name} is damaged; going back to iteration {state['step']}")
+            if not self._run_dir.read_only:
+                # Aside, so that it does not count among the two that are kept.
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_suffix(".damaged"))
         if variables.keys() != arrays.keys():
             raise UserError(
                 f"the checkpoints in {self._run_dir.checkpoints} belong to another network or optimizer; "
@@ -201,16 +207,15 @@ class CheckpointManager:
         self.saved_step = state["step"]
         return TrainState.from_json(state)
 
-    def _read_same(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """What `_read` returns, once it is known that all workers have read the same step."""
+    def _read(self) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
+        """What `load_newest` returns, once it is known that all workers have read the same step."""
         self._distribution.gather([0.0])  # the chief has made the folder ready, and its last checkpoint is there
-        found, failure, step = None, None, _NONE
+        found, failure = None, None
         try:
-            found = self._read()
+            found = load_newest(self._run_dir.checkpoints)
         except UserError as error:
-            failure, step = error, _UNREADABLE
-        if found is not None:
-            step = found[1]["step"]
+            failure = error
+        step = _UNREADABLE if failure else _NONE if found is None else found[1]["step"]
         steps = self._distribution.gather([step])[:, 0].astype(int).tolist()
         if failure is not None:
             raise failure
@@ -222,19 +227,6 @@ class CheckpointManager:
                 "give a --run-dir that all of them share"
             )
         return found
-
-    def _read(self) -> tuple[Arrays, dict[str, Any]] | None:
-        found = load_newest(self._run_dir.checkpoints)
-        if found is None:
-            return None
-        arrays, state, damaged = found
-        for path in damaged:
-            self._log(f"checkpoint {path.name} is damaged; going back to iteration {state['step']}")
-            if not self._run_dir.read_only:
-                # Aside, so that it does not count among the two that are kept.
-                with contextlib.suppress(OSError):
-                    path.rename(path.with_suffix(".damaged"))
-        return arrays, state
 
     def describe_saved(self) -> str:
         """Where the last checkpoint is, in words."""

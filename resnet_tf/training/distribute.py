@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -193,8 +194,9 @@ def _multiworker(cluster: ClusterSpec, device: str) -> Distribution:
             ) from error
         distribution = Distribution(strategy, len(cluster.addresses), cluster.index)
         distribution.gather([0.0])  # the strategy is there before the others are
-    # TensorFlow takes SIGTERM for itself, and then does nothing about it.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow takes SIGTERM for itself, and then does nothing about it.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return distribution
 
 

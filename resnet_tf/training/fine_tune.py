@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import keras
@@ -89,12 +90,9 @@ def describe_trainable(model: keras.Model) -> str:
     training = {name: count for name, count in counts.items() if count}
     with all_trainable(model):
         total = _parameters(model.trainable_variables)
-    groups = training
-    if len(training) > _MAX_NAMED_LAYERS:
-        groups = {}
-        for name, count in training.items():
-            stage = name.partition("_")[0]
-            groups[stage] = groups.get(stage, 0) + count
+    groups: Counter[str] = Counter()
+    for name, count in training.items():
+        groups[name if len(training) <= _MAX_NAMED_LAYERS else name.partition("_")[0]] += count
     named = ", ".join(f"{name} {count:,}" for name, count in groups.items())
     return f"training {sum(training.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
 

@@ -57,6 +57,8 @@ class RunDir:
         """
         if self.read_only:
             return
+        import fcntl  # here, because runs can be read on systems that have none
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -64,11 +66,15 @@ class RunDir:
             raise UserError(
                 f"run folder {self.path} cannot be written ({error.strerror}); give another --run-dir"
             ) from error
-        if not _try_lock(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(f"run folder {self.path} is in use by {owner}; wait for it or give another --run-dir")
+            raise UserError(
+                f"run folder {self.path} is in use by {owner}; wait for it or give another --run-dir"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -192,22 +198,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not the JSON object that a run writes; {_ANEW}")
     return value
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

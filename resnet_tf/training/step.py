@@ -44,11 +44,6 @@ def balanced_weights(labels: ArrayLike, classes: int) -> NDArray[np.float64]:
     return np.divide(members.sum() / classes, members, out=np.zeros(classes), where=members > 0)
 
 
-def sum_gradients(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Each gradient summed over all replicas; to be called in each of them."""
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-
-
 def disable_optimizer_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
     """Make an optimizer take the gradients as they are: Keras sums them over replicas only after clipping them.
 
@@ -159,7 +154,7 @@ def make_train_step(
         else:
             gradients, results = _mean_over_microbatches(backward, images, labels, accumulate, unrolled=sync_bn)
         if replicas > 1:
-            gradients = sum_gradients(gradients)
+            gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         optimizer.apply(gradients, variables)
         sync_moving_stats(statistics)
         if averaged:

@@ -232,15 +232,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        state = TrainState(
-            step=self.step,
-            history=self.history,
-            best=self.best,
-            schedule=self.schedule.state,
-            totals=self._totals,
-            seconds=self._seconds,
-            rollbacks=self._rollbacks_done,
-        )
+        progress = self._totals, self._seconds, self._rollbacks_done
+        state = TrainState(self.step, self.history, self.best, self.schedule.state, *progress)
         self._checkpoints.save(self._variables(), state)
 
     def _roll_back(self, why: str) -> None:
