@@ -169,10 +169,10 @@ def test_stopped_and_resumed_a_run_ends_bit_for_bit_alike_with_its_average(tmp_p
     assert any(not np.array_equal(value, arrays[key.replace("average/", "model/", 1)]) for key, value in final.items())
     assert again["test"]["loss"] == report["test"]["loss"]
     assert evaluate.main([str(whole)])["loss"] == report["test"]["loss"]
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    best = max(rows, key=lambda row: row["validation_accuracy"])
+    history = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    best = max(history, key=lambda row: row["validation_accuracy"])
     assert report["best"]["iteration"] == best["iteration"]
-    if best is rows[-1]:
+    if best is history[-1]:
         assert all(np.array_equal(value, final[key]) for key, value in saved(whole, "best.keras").items())
 
 
@@ -182,6 +182,6 @@ def test_what_is_validated_is_the_average(tmp_path, train, shapes):
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     _, held_out = stratified_split(shapes.train.labels, 20, 0)
     logits = np.asarray(keras.models.load_model(folder / "final.keras")(shapes.train.images[held_out]), np.float64)
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    loss = -np.log(shares[np.arange(20), shapes.train.labels[held_out]]).mean()
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    loss = -np.log(probabilities[np.arange(20), shapes.train.labels[held_out]]).mean()
     assert row["validation_loss"] == pytest.approx(loss, rel=1e-4)

@@ -62,7 +62,7 @@ class Run:
 
     def __init__(self, path, *, hooks=None, intervals=None, rollbacks=0, validate=True, **changes):
         keras.utils.set_random_seed(0)
-        self.model, self.average = one_layer("only"), one_layer("only")
+        self.model, self.ema_model = one_layer("only"), one_layer("only")
         self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9, name="sgd")
         self.optimizer.build(self.model.trainable_variables)
         self.hooks, self.logger, self.learning_rates, self.best = hooks or {}, Logger(), [], []
@@ -81,17 +81,17 @@ class Run:
             **(every(3, 2) if intervals is None else intervals),
             logger=self.logger,
             rollbacks=rollbacks,
-            ema_model=self.average,
+            ema_model=self.ema_model,
         )
 
     def step(self, images, labels, learning_rate):
         """Not commutative and dependent on data, rate and momentum, so that a wrong order or a lost slot shows."""
         done = int(images[0])
         self.learning_rates.append(float(learning_rate))
-        self.averages.append((done, self.average.get_weights()[0].tobytes()))
+        self.averages.append((done, self.ema_model.get_weights()[0].tobytes()))
         self.optimizer.learning_rate = float(learning_rate)
         self.optimizer.apply([v * 0.5 + np.float32(done + 1) / 7 for v in self.model.trainable_variables])
-        for average, variable in zip(self.average.variables, self.model.variables, strict=True):
+        for average, variable in zip(self.ema_model.variables, self.model.variables, strict=True):
             average.assign(0.75 * average + 0.25 * variable)
         weights = float(np.sum(self.model.get_weights()[0]))
         result = np.array([2 + done / 10 + weights / 1_000, 0.25, 1 / (done + 2)], np.float32)
@@ -108,7 +108,7 @@ class Run:
         return resumed
 
     def all_variables(self):
-        return [*self.model.variables, *self.optimizer.variables, *self.average.variables]
+        return [*self.model.variables, *self.optimizer.variables, *self.ema_model.variables]
 
     def outcome(self):
         """All that a finished run has, without the times."""
