@@ -35,7 +35,7 @@ def ours(model: str, policy: str) -> None:
 
 
 class Silent:
-    """A reporter that reports nothing."""
+    """A logger that logs nothing."""
 
     def progress(self, *_) -> None:
         pass
@@ -54,7 +54,6 @@ def whole_loop(model: str, policy: str) -> None:
     from resnet_tf.recipes import RECIPES
     from resnet_tf.training.run_dir import RunDir
     from resnet_tf.training.schedule import Schedule
-    from resnet_tf.training.state import Intervals
     from resnet_tf.training.trainer import Trainer
 
     train = load_shapes().train
@@ -67,18 +66,19 @@ def whole_loop(model: str, policy: str) -> None:
         optimizer=optimizer,
         step=step,
         schedule=Schedule(RECIPES["he2015"], 0),
-        batches=batches,
-        validate=None,
+        loader=batches,
+        evaluate=None,
         save_best=lambda _: None,
-        folder=folder,
-        intervals=Intervals(evaluate=10**9, checkpoint_seconds=None),
-        reporter=Silent(),
+        run_dir=folder,
+        evaluate_every=10**9,
+        checkpoint_seconds=None,
+        logger=Silent(),
     )
 
     def run(count: int) -> float:
         training.schedule.iterations = training.step + count
-        training.run()
-        return count * 128 / training.rows[-1]["images_per_second"]
+        training.fit()
+        return count * 128 / training.history[-1]["images_per_second"]
 
     serve(run, 128)
 

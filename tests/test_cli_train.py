@@ -262,7 +262,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch, train
 def test_a_foreign_folder_is_left_alone(tmp_path, train):
     (tmp_path / "thesis.tex").write_text("years of work")
     for flags in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=r"no run of ours \(thesis.tex"):
+        with pytest.raises(UserError, match=r"not a run folder \(found thesis.tex"):
             train(tmp_path, *flags)
     assert files(tmp_path) == {"thesis.tex"}
 

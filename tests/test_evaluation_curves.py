@@ -65,7 +65,7 @@ def test_the_course_of_a_run_folder(finished_run):
 def test_rates_that_feedback_changed_come_from_the_rows():
     settings = {"recipe.name": "x", "recipe.schedule": "plateau", "recipe.iterations": 6, "recipe.learning_rate": 0.1}
     rows = [{"iteration": 4, "learning_rate": 0.1}, {"iteration": 6, "learning_rate": 0.01}]
-    assert courses._rates(settings, rows, 4).tolist() == [0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert courses._learning_rates(settings, rows, 4).tolist() == [0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
 
 
 def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_path):
@@ -135,7 +135,7 @@ def test_without_matplotlib_it_trains_and_says_so_once(train, tmp_path, monkeypa
 
 def test_evaluating_on_the_training_images(train, tmp_path):
     train(tmp_path / "run", "--iterations", "2", "--eval-train")
-    row = courses.read_rows(tmp_path / "run")[-1]
+    row = courses.read_metrics(tmp_path / "run")[-1]
     assert row["train_eval_loss"] > 0
     # 180 images: a fraction of another denominator would not come out whole.
     assert row["train_eval_accuracy"] * 180 == pytest.approx(round(row["train_eval_accuracy"] * 180))

@@ -25,17 +25,17 @@ def test_an_event_file_is_read_back(train, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra tensorboard")
     import tensorflow as tf
 
-    from resnet_tf.training.logs import read_rows
+    from resnet_tf.training.logs import read_metrics
 
     flags = ("--iterations", "3", "--eval-every", "1", "--tensorboard", "--tensorboard-every", "2")
     report = train(tmp_path / "run", *flags)
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"tensors": 0, "images": 0})
     events.Reload()
     tags = set(events.Tags()["tensors"])
-    rows = read_rows(tmp_path / "run")
+    history = read_metrics(tmp_path / "run")
     for tag, key in (("loss/train", "train_loss"), ("accuracy/validation", "validation_accuracy")):
         points = [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
-        assert points == [(row["iteration"], pytest.approx(row[key])) for row in rows]
+        assert points == [(row["iteration"], pytest.approx(row[key])) for row in history]
     assert len(events.Tensors("learning_rate")) == 3
     for tag in ("confusion_matrix", "examples", "first_layer_filters"):
         pictures = events.Tensors(tag)

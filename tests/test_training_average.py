@@ -47,7 +47,7 @@ def ready(model, policy="float32", recipe=RECIPE, jit_compile=False, **options):
 def test_three_updates_of_the_average_are_those_of_numpy():
     model = some_network()
     average = make_ema(model)
-    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.24), average=average)
+    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.24), ema_model=average)
     expected = {path: value.astype(np.float64) for path, value in values(model).items()}
     # 2/11 and 3/12 while it warms up, of which the latter is above 0.24.
     for index, decay in enumerate((2 / 11, 0.24, 0.24)):
@@ -64,7 +64,7 @@ def test_the_average_of_what_is_frozen_stands_still_to_the_bit():
     model = some_network()
     average = make_ema(model)
     freeze(model, "stage2")
-    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.5), average=average)
+    step, _ = ready(model, recipe=dataclasses.replace(RECIPE, ema=0.5), ema_model=average)
     before = values(average)
     step(*some_batch(), np.float32(0.1))
     moved = {
@@ -111,7 +111,7 @@ def test_parts_in_half_precision_and_several_steps_in_a_call():
     model = some_network()
     average = make_ema(model)
     recipe = dataclasses.replace(RECIPE, ema=0.9, momentum=0.0)
-    step, optimizer = ready(model, "mixed_float16", recipe=recipe, accumulate=4, average=average)
+    step, optimizer = ready(model, "mixed_float16", recipe=recipe, accumulate=4, ema_model=average)
     exact = some_network()
     exact_step, _ = ready(exact, recipe=recipe, accumulate=4)
     images, labels = zip(*(some_batch(seed) for seed in (0, 1)), strict=True)
@@ -169,10 +169,10 @@ def test_stopped_and_resumed_a_run_ends_bit_for_bit_alike_with_its_average(tmp_p
     assert any(not np.array_equal(value, arrays[key.replace("average/", "model/", 1)]) for key, value in final.items())
     assert again["test"]["loss"] == report["test"]["loss"]
     assert evaluate.main([str(whole)])["loss"] == report["test"]["loss"]
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    best = max(rows, key=lambda row: row["validation_accuracy"])
+    history = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    best = max(history, key=lambda row: row["validation_accuracy"])
     assert report["best"]["iteration"] == best["iteration"]
-    if best is rows[-1]:
+    if best is history[-1]:
         assert all(np.array_equal(value, final[key]) for key, value in saved(whole, "best.keras").items())
 
 
@@ -182,6 +182,6 @@ def test_what_is_validated_is_the_average(tmp_path, train, shapes):
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     _, held_out = stratified_split(shapes.train.labels, 20, 0)
     logits = np.asarray(keras.models.load_model(folder / "final.keras")(shapes.train.images[held_out]), np.float64)
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    loss = -np.log(shares[np.arange(20), shapes.train.labels[held_out]]).mean()
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    loss = -np.log(probabilities[np.arange(20), shapes.train.labels[held_out]]).mean()
     assert row["validation_loss"] == pytest.approx(loss, rel=1e-4)

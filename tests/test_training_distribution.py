@@ -12,9 +12,12 @@ import tensorflow as tf
 
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
-from resnet_tf.training import runtime as devices
-from resnet_tf.training.cluster import PATIENCE, WORKERS_HERE, read_cluster_spec
+from resnet_tf.training import checkpoint, runtime
+from resnet_tf.training.checkpoint import CheckpointManager, TrainState
+from resnet_tf.training.cluster import PEER_TIMEOUT, WORKERS_HERE, read_cluster_spec
 from resnet_tf.training.distribute import BLOCK, DecisionSync, Distribution, make_distribution
+from resnet_tf.training.run_dir import RunDir
+from resnet_tf.training.step import disable_optimizer_all_reduce
 from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
 
 TINY = (*SHAPES, "--model", "resnet8_v2", "--batch-size", "32", "--validation-size", "51", "--learning-rate", "0.01")
@@ -98,14 +101,14 @@ def test_a_cluster_that_is_none(monkeypatch, text):
 def test_a_missing_worker_ends_the_job(command, tmp_path):
     config = {"cluster": {"worker": ["127.0.0.1:9", "127.0.0.1:10"]}, "task": {"type": "worker", "index": 1}}
     flags = (*TINY, "--run-dir", tmp_path / "run")
-    result = command("train", *flags, TF_CONFIG=json.dumps(config), **{PATIENCE: "0.5"})
+    result = command("train", *flags, TF_CONFIG=json.dumps(config), **{PEER_TIMEOUT: "0.5"})
     assert result.returncode == -signal.SIGKILL  # nothing gentler ends what waits in C++
     assert "resnet-tf: error: worker 0 (127.0.0.1:9) did not answer within 0.5 s" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("wish", "device", "replicas", "message"),
+    ("strategy", "device", "replicas", "message"),
     [
         ("mirrored", "cpu", None, "add --replicas N"),
         ("mirrored", "gpu:0", None, "one device"),
@@ -114,11 +117,11 @@ def test_a_missing_worker_ends_the_job(command, tmp_path):
         ("mirrored", "cpu", 3, "in this process any more"),
     ],
 )
-def test_wishes_that_cannot_be_met(monkeypatch, wish, device, replicas, message):
+def test_strategies_that_do_not_fit(monkeypatch, strategy, device, replicas, message):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     tf.zeros(1)  # from here on this process keeps its devices
     with pytest.raises(UserError, match=message):
-        make_distribution(wish, device, replicas)
+        make_distribution(strategy, device, replicas)
 
 
 def test_auto_is_one_device_where_there_is_no_other(monkeypatch):
@@ -126,7 +129,6 @@ def test_auto_is_one_device_where_there_is_no_other(monkeypatch):
     replicas = make_distribution("auto", "cpu")
     assert (replicas.strategy, replicas.count, replicas.is_chief) == (None, 1, True)
     assert replicas.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
-    assert replicas.from_chief(b"as it is") == b"as it is"
 
 
 def test_a_batch_that_cannot_be_shared():
@@ -137,39 +139,101 @@ def test_a_batch_that_cannot_be_shared():
         replicas.check_batch(16, 2)
 
 
-class Peers:
+class Workers:
     """Three workers, of which this is the second; what the others say is given."""
 
     workers, is_chief = 3, False
 
     def __init__(self, chief, last):
-        self.others, self.asked = (chief, last), 0
+        self.others = chief, last
 
     def gather(self, numbers):
-        self.asked += 1
         return np.array([self.others[0], numbers, self.others[1]], np.float64)
-
-    def from_chief(self, payload):
-        raise AssertionError
 
 
 def test_workers_stop_together_and_save_when_the_chief_does():
-    agreement = DecisionSync(Peers(chief=(0, 1, 7), last=(15, 0, 3)))
-    assert agreement.due(1, certain=False, own=False)  # nothing is known of the chief's pace yet
-    assert agreement.reach(1, signal=None, save=False) == (15, True)
-    assert not agreement.due(6, certain=False, own=True)  # others would miss it
-    assert agreement.due(7, certain=False, own=False)
-    assert agreement.due(1, certain=True, own=False)
-    quiet = DecisionSync(Peers(chief=(0, 0, 1), last=(0, 0, 1)))
-    assert quiet.reach(1, signal=signal.SIGINT, save=True) == (signal.SIGINT, False)
+    decisions = DecisionSync(Workers(chief=(0, 1, 7), last=(15, 0, 3)))
+    assert decisions.due(1, known_to_all=False, known_here=False)  # nothing is known of the chief's pace yet
+    assert decisions.sync_decisions(1, signal=None, save=False) == (15, True)
+    assert not decisions.due(6, known_to_all=False, known_here=True)  # others would miss it
+    assert decisions.due(7, known_to_all=False, known_here=False)
+    assert decisions.due(1, known_to_all=True, known_here=False)
+    quiet = DecisionSync(Workers(chief=(0, 0, 1), last=(0, 0, 1)))
+    assert quiet.sync_decisions(1, signal=signal.SIGINT, save=True) == (signal.SIGINT, False)
 
 
 def test_a_single_worker_asks_nobody():
-    agreement = DecisionSync(Distribution())
-    assert agreement.due(1, certain=False, own=True)
-    assert not agreement.due(BLOCK - 1, certain=False, own=False)
-    assert agreement.due(BLOCK, certain=False, own=False)
-    assert agreement.reach(1, None, True) == (None, True)
+    decisions = DecisionSync(Distribution())
+    assert decisions.due(1, known_to_all=False, known_here=True)
+    assert not decisions.due(BLOCK - 1, known_to_all=False, known_here=False)
+    assert decisions.due(BLOCK, known_to_all=False, known_here=False)
+    assert decisions.sync_decisions(1, None, True) == (None, True)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def other_worker(path, chief, last):
+    """The checkpoints of a worker that is not the chief; the others have loaded those of the steps given."""
+    return CheckpointManager(RunDir(path, read_only=True), print, Workers((chief,), (last,)))
+
+
+def checkpoints_in(path, *steps):
+    state = TrainState(schedule={"factor": 1.0}).as_json()
+    for step in steps:
+        checkpoint.save(path / "checkpoints", step, {"w": np.full(2, step, np.float32)}, {**state, "step": step})
+
+
+def test_a_worker_reads_the_checkpoint_and_writes_nothing(tmp_path, capsys):
+    checkpoints_in(tmp_path, 5, 10)
+    (tmp_path / "checkpoints" / "step-000000010.npz").write_bytes(b"half of it")
+    before, variable = content(tmp_path), tf.Variable([0.0, 0.0])
+    checkpoints = other_worker(tmp_path, chief=5, last=5)
+    assert checkpoints.load({"w": variable}).step == checkpoints.saved_step == 5
+    assert variable.numpy().tolist() == [5, 5]
+    assert "step-000000010.npz is damaged; going back to iteration 5" in capsys.readouterr().out
+    checkpoints.open_step_log(5)
+    checkpoints.log_steps(np.zeros((1, 3), np.float32))
+    checkpoints.save({"w": variable}, TrainState(step=6))
+    assert checkpoints.saved_step == 6  # as the chief, so that both decide alike
+    assert checkpoints.try_write("a file", lambda: pytest.fail("it wrote"))
+    run_dir = RunDir(tmp_path, read_only=True)
+    run_dir.lock()
+    run_dir.create({"model": "resnet8_v1"})
+    run_dir.log("a line")
+    run_dir.release()
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("here", "chief", "seen"),
+    [
+        ((5,), 10, "worker 0: iteration 10, worker 1: iteration 5, worker 2: iteration 10"),
+        ((), 10, "worker 0: iteration 10, worker 1: no checkpoint, worker 2: iteration 10"),
+        ((5,), -1, "worker 0: no checkpoint, worker 1: iteration 5, worker 2: no checkpoint"),
+        ((5,), -2, "worker 0: none that is whole, worker 1: iteration 5, worker 2: none that is whole"),
+    ],
+)
+def test_workers_that_do_not_share_a_run_directory_are_told_so(tmp_path, here, chief, seen):
+    checkpoints_in(tmp_path, *here)
+    with pytest.raises(UserError, match=rf"different checkpoints in .*\({seen}\); give a --run-dir that all"):
+        other_worker(tmp_path, chief, chief).load({})
+
+
+def test_no_worker_goes_on_without_a_whole_checkpoint(tmp_path):
+    checkpoints_in(tmp_path, 5)
+    (tmp_path / "checkpoints" / "step-000000005.npz").write_bytes(b"half of it")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        other_worker(tmp_path, -2, -2).load({})
+
+
+def test_a_keras_that_sums_gradients_in_another_way_is_named():
+    class Optimizer:
+        inner_optimizer = object()
+
+    with pytest.raises(UserError, match=r"Keras \d.* sums gradients over replicas in a way"):
+        disable_optimizer_all_reduce(Optimizer())
 
 
 WORKER = """
@@ -197,12 +261,12 @@ def test_workers_that_do_well():
 
 def test_workers_on_one_machine_share_its_cores_and_no_flag_says_so(monkeypatch):
     """A run that four of them began has its number of threads in its settings, and two go on with it."""
-    monkeypatch.setattr(devices, "available_cores", lambda: 8)
+    monkeypatch.setattr(runtime, "available_cores", lambda: 8)
     monkeypatch.delenv(WORKERS_HERE, raising=False)
-    assert devices.default_threads() == 8
+    assert runtime.default_threads() == 8
     for workers, threads in ((3, 2), (4, 2), (16, 1)):
         monkeypatch.setenv(WORKERS_HERE, str(workers))
-        assert devices.default_threads() == threads
+        assert runtime.default_threads() == threads
     assert launch._shared(["train", "--seed", "3"]) == ["train", "--seed", "3", "--strategy", "multiworker"]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import resnet_tf
-from resnet_tf.training import logs as history
-from resnet_tf.training.logs import COLUMNS, StepLog, read_iterations, write_rows
+from resnet_tf.training import logs
+from resnet_tf.training.logs import COLUMNS, StepLog, read_iterations, write_history
 
 
 def results(start, stop):
@@ -24,12 +24,12 @@ def written(path, *parts, step=0):
 
 
 def assert_log(path, count):
-    rows = read_iterations(path)
-    assert rows.dtype.names == ("loss", "l2", "accuracy")
-    assert len(rows) == count
+    records = read_iterations(path)
+    assert records.dtype.names == ("loss", "l2", "accuracy")
+    assert len(records) == count
     assert path.stat().st_size == 12 * count
-    for name, column in zip(rows.dtype.names, results(0, count).T, strict=True):
-        assert np.array_equal(rows[name], column)
+    for name, column in zip(records.dtype.names, results(0, count).T, strict=True):
+        assert np.array_equal(records[name], column)
 
 
 def test_a_row_per_iteration(tmp_path):
@@ -82,7 +82,7 @@ def test_a_flush_that_fails_is_made_good_by_the_next(tmp_path, monkeypatch, half
     def refuse(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(history.os, "fsync", refuse)
+    monkeypatch.setattr(logs.os, "fsync", refuse)
     with pytest.raises(OSError, match="No space left"):
         log.flush()
     monkeypatch.undo()
@@ -98,14 +98,14 @@ ROW = dict.fromkeys(COLUMNS, 1.5) | {"iteration": 10, "validation_loss": None, "
 
 
 def test_rows_as_csv_and_json_lines(tmp_path):
-    rows = [ROW, {**ROW, "iteration": 20, "validation_accuracy": 0.1 + 0.2}]
-    write_rows(tmp_path, rows)
+    history = [ROW, {**ROW, "iteration": 20, "validation_accuracy": 0.1 + 0.2}]
+    write_history(tmp_path, history)
     with open(tmp_path / "metrics.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert tuple(read[0]) == COLUMNS
     assert [row["iteration"] for row in read] == ["10", "20"]
     assert (read[0]["validation_loss"], read[0]["validation_accuracy"]) == ("", "")
     assert float(read[1]["validation_accuracy"]) == 0.1 + 0.2
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
-    write_rows(tmp_path, rows[:1])
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == history
+    write_history(tmp_path, history[:1])
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2

@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -14,9 +15,9 @@ from resnet_tf.training import checkpoint
 from resnet_tf.training import trainer as loop
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
+from resnet_tf.training.runtime import StopRequest
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.state import Diverged, Intervals, Stopped
-from resnet_tf.training.trainer import Trainer
+from resnet_tf.training.trainer import Diverged, Stopped, Trainer
 
 ITERATIONS = 10
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
@@ -35,13 +36,13 @@ class TrainLoader:
 
 class Logger:
     def __init__(self):
-        self.lines, self.rows, self.steps = [], [], []
+        self.lines, self.history, self.steps = [], [], []
 
     def progress(self, step, results, learning_rate):
         self.steps.append(step)
 
-    def evaluated(self, row):
-        self.rows.append(row)
+    def evaluated(self, metrics):
+        self.history.append(metrics)
 
     def log(self, line):
         self.lines.append(line)
@@ -52,15 +53,19 @@ def one_layer(name):
     return keras.Model(inputs, keras.layers.Dense(1, name=name)(inputs))
 
 
+def every(evaluate, checkpoint):
+    return {"evaluate_every": evaluate, "checkpoint_every": checkpoint}
+
+
 class Run:
     """What a process has of a run: everything is built anew, only the folder stays."""
 
     def __init__(self, path, *, hooks=None, intervals=None, rollbacks=0, validate=True, **changes):
         keras.utils.set_random_seed(0)
-        self.model, self.average = one_layer("only"), one_layer("only")
+        self.model, self.ema_model = one_layer("only"), one_layer("only")
         self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9, name="sgd")
         self.optimizer.build(self.model.trainable_variables)
-        self.hooks, self.reporter, self.rates, self.best = hooks or {}, Logger(), [], []
+        self.hooks, self.logger, self.learning_rates, self.best = hooks or {}, Logger(), [], []
         self.averages = []
         recipe = override(get_recipe("he2015"), iterations=ITERATIONS, **changes)
         self.schedule = Schedule(recipe, recipe.length(12))
@@ -69,24 +74,24 @@ class Run:
             optimizer=self.optimizer,
             step=self.step,
             schedule=self.schedule,
-            batches=TrainLoader(),
-            validate=self.validation if validate else None,
+            loader=TrainLoader(),
+            evaluate=self.validation if validate else None,
             save_best=lambda best: self.best.append(dict(best)),
-            folder=RunDir(path),
-            intervals=intervals or Intervals(evaluate=3, checkpoint_iterations=2),
-            reporter=self.reporter,
+            run_dir=RunDir(path),
+            **(every(3, 2) if intervals is None else intervals),
+            logger=self.logger,
             rollbacks=rollbacks,
-            average=self.average,
+            ema_model=self.ema_model,
         )
 
-    def step(self, images, labels, rate):
+    def step(self, images, labels, learning_rate):
         """Not commutative and dependent on data, rate and momentum, so that a wrong order or a lost slot shows."""
         done = int(images[0])
-        self.rates.append(float(rate))
-        self.averages.append((done, self.average.get_weights()[0].tobytes()))
-        self.optimizer.learning_rate = float(rate)
+        self.learning_rates.append(float(learning_rate))
+        self.averages.append((done, self.ema_model.get_weights()[0].tobytes()))
+        self.optimizer.learning_rate = float(learning_rate)
         self.optimizer.apply([v * 0.5 + np.float32(done + 1) / 7 for v in self.model.trainable_variables])
-        for average, variable in zip(self.average.variables, self.model.variables, strict=True):
+        for average, variable in zip(self.ema_model.variables, self.model.variables, strict=True):
             average.assign(0.75 * average + 0.25 * variable)
         weights = float(np.sum(self.model.get_weights()[0]))
         result = np.array([2 + done / 10 + weights / 1_000, 0.25, 1 / (done + 2)], np.float32)
@@ -99,18 +104,18 @@ class Run:
 
     def go(self):
         resumed = self.training.resume()
-        self.training.run()
+        self.training.fit()
         return resumed
 
     def all_variables(self):
-        return [*self.model.variables, *self.optimizer.variables, *self.average.variables]
+        return [*self.model.variables, *self.optimizer.variables, *self.ema_model.variables]
 
     def outcome(self):
         """All that a finished run has, without the times."""
-        log = read_iterations(self.training.folder.path / "iterations.bin")
-        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in self.training.rows]
+        log = read_iterations(self.training.run_dir.path / "iterations.bin")
+        history = [{key: value for key, value in row.items() if key not in TIMES} for row in self.training.history]
         variables = [v.numpy().tobytes() for v in self.all_variables()]
-        return variables, log.tobytes(), rows, self.training.best, self.schedule.state
+        return variables, log.tobytes(), history, self.training.best, self.schedule.state
 
 
 def folder(path):
@@ -129,6 +134,14 @@ def nan_here(run, result):
 
 def saved_steps(path):
     return sorted(int(p.stem.removeprefix("step-")) for p in (path / "checkpoints").glob("*.npz"))
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_end_a_process():
+    """As in a terminal; under nohup they are ignored, and so they would stay in the runs and processes below."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True)
@@ -154,29 +167,29 @@ def test_a_whole_run(tmp_path, all_saves):
     run = Run(tmp_path)
     assert not run.go()
     assert run.training.step == int(run.optimizer.iterations) == ITERATIONS
-    assert run.rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.001] * 2)
+    assert run.learning_rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.001] * 2)
     assert all_saves == [2, 4, 6, 8, 10]
-    rows = run.training.rows
-    assert rows == run.reporter.rows
-    assert [row["iteration"] for row in rows] == [3, 6, 9, 10]
-    assert [row["epoch"] for row in rows] == [0.75, 1.5, 2.25, 2.5]
-    assert [row["learning_rate"] for row in rows] == [0.1, 0.01, 0.001, 0.001]
-    assert [row["train_accuracy"] for row in rows] == pytest.approx(
+    history = run.training.history
+    assert history == run.logger.history
+    assert [row["iteration"] for row in history] == [3, 6, 9, 10]
+    assert [row["epoch"] for row in history] == [0.75, 1.5, 2.25, 2.5]
+    assert [row["learning_rate"] for row in history] == [0.1, 0.01, 0.001, 0.001]
+    assert [row["train_accuracy"] for row in history] == pytest.approx(
         [np.mean([1 / (i + 2) for i in part]) for part in (range(3), range(3, 6), range(6, 9), [9])]
     )
     log = read_iterations(tmp_path / "iterations.bin")
     assert log["accuracy"].tolist() == pytest.approx([1 / (i + 2) for i in range(10)])
-    assert [row["train_loss"] for row in rows] == pytest.approx(
+    assert [row["train_loss"] for row in history] == pytest.approx(
         [log["loss"][part].mean() for part in (slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10))]
     )
-    assert {row["train_l2"] for row in rows} == {0.25}
+    assert {row["train_l2"] for row in history} == {0.25}
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
 
 
 def test_the_best_is_saved_when_it_gets_better(tmp_path):
     run = Run(tmp_path)
     run.go()
-    assert [row["validation_accuracy"] for row in run.training.rows] == [0.5, 0.4, 0.6, 0.55]
+    assert [row["validation_accuracy"] for row in run.training.history] == [0.5, 0.4, 0.6, 0.55]
     assert run.best == [{"iteration": 3, "validation_accuracy": 0.5}, {"iteration": 9, "validation_accuracy": 0.6}]
     assert run.training.best == run.best[-1]
 
@@ -184,15 +197,15 @@ def test_the_best_is_saved_when_it_gets_better(tmp_path):
 def test_without_validation_its_fields_are_empty_and_there_is_no_best(tmp_path):
     run = Run(tmp_path, validate=False, validation_size=0)
     run.go()
-    assert {row["validation_loss"] for row in run.training.rows} == {None}
-    assert {row["validation_accuracy"] for row in run.training.rows} == {None}
+    assert {row["validation_loss"] for row in run.training.history} == {None}
+    assert {row["validation_accuracy"] for row in run.training.history} == {None}
     assert (run.best, run.training.best) == ([], None)
 
 
 def test_an_evaluation_an_epoch_and_a_checkpoint_an_evaluation_are_the_default(tmp_path, all_saves):
-    run = Run(tmp_path, intervals=Intervals())
+    run = Run(tmp_path, intervals={})
     run.go()
-    assert [row["iteration"] for row in run.training.rows] == [4, 8, 10]
+    assert [row["iteration"] for row in run.training.history] == [4, 8, 10]
     assert all_saves == [4, 8, 10]
 
 
@@ -211,7 +224,7 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch, all_saves):
 
     monkeypatch.setattr(loop, "time", Clock)
     hooks = dict.fromkeys(range(ITERATIONS), minute)
-    run = Run(tmp_path, hooks=hooks, intervals=Intervals(evaluate=100, checkpoint_seconds=180))
+    run = Run(tmp_path, hooks=hooks, intervals={"evaluate_every": 100, "checkpoint_seconds": 180})
     run.go()
     assert all_saves == [3, 6, 9, 10]
 
@@ -237,10 +250,10 @@ def test_stopped_anywhere_it_ends_alike(tmp_path, monkeypatch, changes, stop):
     assert (stopped.value.signal, stopped.value.step) == (signal.SIGTERM, stop)
     again = Run(tmp_path / "parts", **changes)
     assert again.go()
-    assert parts.rates + again.rates == whole.rates
+    assert parts.learning_rates + again.learning_rates == whole.learning_rates
     assert again.outcome() == whole.outcome()
     if changes:
-        assert len(set(whole.rates)) > 1
+        assert len(set(whole.learning_rates)) > 1
 
 
 @pytest.mark.parametrize("killed", range(1, ITERATIONS))
@@ -255,12 +268,12 @@ def test_killed_anywhere_it_ends_alike(tmp_path, killed):
 
     whole = Run(folder(tmp_path / "whole"))
     whole.go()
-    parts = Run(folder(tmp_path / "parts"), hooks={killed: die}, intervals=Intervals(4, 3))
+    parts = Run(folder(tmp_path / "parts"), hooks={killed: die}, intervals=every(4, 3))
     with pytest.raises(Killed):
         parts.go()
     again = Run(tmp_path / "parts")
     assert again.go() == (killed >= 3)
-    assert again.rates == whole.rates[killed // 3 * 3 :]
+    assert again.learning_rates == whole.learning_rates[killed // 3 * 3 :]
     if killed < 3:
         assert again.outcome() == whole.outcome()
     else:
@@ -271,8 +284,8 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     Run(tmp_path).go()
     again = Run(tmp_path)
     assert again.go()
-    assert (again.rates, again.training.step) == ([], ITERATIONS)
-    assert [row["iteration"] for row in again.training.rows] == [3, 6, 9, 10]
+    assert (again.learning_rates, again.training.step) == ([], ITERATIONS)
+    assert [row["iteration"] for row in again.training.history] == [3, 6, 9, 10]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -282,7 +295,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
         return result
 
     before = signal.getsignal(number)
-    run = Run(tmp_path, hooks={4: stop}, intervals=Intervals(100, 100))
+    run = Run(tmp_path, hooks={4: stop}, intervals=every(100, 100))
     with pytest.raises(Stopped, match="after 5 iterations") as stopped:
         run.go()
     assert stopped.value.signal == number
@@ -292,12 +305,12 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
 
 
 def test_a_signal_during_an_evaluation_or_a_save(tmp_path, monkeypatch):
-    run = Run(tmp_path, intervals=Intervals(3, 100))
-    run.reporter.evaluated = lambda row: signal.raise_signal(signal.SIGTERM)
+    run = Run(tmp_path, intervals=every(3, 100))
+    run.logger.evaluated = lambda row: signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped):
         run.go()
     assert saved_steps(tmp_path) == [3]
-    again = Run(tmp_path, intervals=Intervals(100, 7))
+    again = Run(tmp_path, intervals=every(100, 7))
     save = checkpoint.save
 
     def signal_first(*arguments):
@@ -316,10 +329,18 @@ def test_a_signal_in_the_last_step_does_not_stop_the_run(tmp_path):
     assert run.training.step == ITERATIONS
 
 
+def test_off_the_main_thread_a_run_takes_no_signals(tmp_path):
+    run, before = Run(tmp_path), [signal.getsignal(number) for number in StopRequest.SIGNALS]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run.go).result()
+    assert run.training.step == ITERATIONS
+    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
+
+
 def test_a_second_signal_ends_the_process_at_once(python):
     result = python(
         "import signal\n"
-        "from resnet_tf.training.signals import StopRequest\n"
+        "from resnet_tf.training.runtime import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print(stop.signal == signal.SIGTERM, flush=True)\n"
@@ -332,7 +353,7 @@ def test_a_second_signal_ends_the_process_at_once(python):
 def test_hang_ups_of_a_closing_terminal(python):
     program = (
         "import signal, sys\n"
-        "from resnet_tf.training.signals import StopRequest\n"
+        "from resnet_tf.training.runtime import StopRequest\n"
         "if sys.argv[1] == 'nohup': signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with StopRequest() as stop:\n"
         "    for _ in range(2): signal.raise_signal(signal.SIGHUP)\n"
@@ -362,14 +383,14 @@ def test_a_diverging_loss_stops_the_run(tmp_path, value):
     assert saved_steps(tmp_path) == [4, 6]
     assert_checkpoints_finite(tmp_path)
     assert np.isfinite(read_iterations(tmp_path / "iterations.bin")["loss"]).all()
-    assert [row["iteration"] for row in run.training.rows] == [3, 6]
-    again = Run(tmp_path)  # with the cause mended, it goes on
+    assert [row["iteration"] for row in run.training.history] == [3, 6]
+    again = Run(tmp_path)  # with the cause fixed, it goes on
     assert again.go()
     assert again.training.step == ITERATIONS
 
 
 def test_the_first_bad_iteration_of_a_block_is_named(tmp_path):
-    run = Run(tmp_path, hooks={4: nan_here, 6: nan_here}, intervals=Intervals(100, 100))
+    run = Run(tmp_path, hooks={4: nan_here, 6: nan_here}, intervals=every(100, 100))
     with pytest.raises(Diverged, match=r"at iteration 4, learning rate 0.1 \(no checkpoint\)"):
         run.go()
     assert saved_steps(tmp_path) == []
@@ -385,7 +406,7 @@ def test_weights_that_broke_under_a_finite_loss_are_not_saved(tmp_path, which):
     with pytest.raises(Diverged, match="a variable of the model is not finite at iteration 5"):
         run.go()
     assert saved_steps(tmp_path) == [2, 4]
-    assert [row["iteration"] for row in run.training.rows] == [3]
+    assert [row["iteration"] for row in run.training.history] == [3]
     assert_checkpoints_finite(tmp_path)
 
 
@@ -402,10 +423,10 @@ def failing(times, step=6):
 def test_a_rollback_halves_the_learning_rate(tmp_path):
     run = Run(tmp_path, hooks=failing(1, 7), rollbacks=3)
     run.go()
-    assert run.rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.005] * 2 + [0.0005] * 2)
-    assert any("rolled back to iteration 6 with the learning rate times 0.5" in line for line in run.reporter.lines)
+    assert run.learning_rates == pytest.approx([0.1] * 5 + [0.01] * 3 + [0.005] * 2 + [0.0005] * 2)
+    assert any("rolled back to iteration 6 with the learning rate times 0.5" in line for line in run.logger.lines)
     assert len(read_iterations(tmp_path / "iterations.bin")) == ITERATIONS
-    assert [row["iteration"] for row in run.training.rows] == [3, 6, 9, 10]
+    assert [row["iteration"] for row in run.training.history] == [3, 6, 9, 10]
 
 
 def test_a_rollback_takes_the_average_along(tmp_path):
@@ -418,7 +439,7 @@ def test_a_rollback_takes_the_average_along(tmp_path):
 def test_every_rollback_halves_again_and_the_fourth_gives_up(tmp_path):
     run = Run(folder(tmp_path / "three"), hooks=failing(3), rollbacks=3)
     run.go()
-    assert run.rates[-1] == pytest.approx(0.001 / 8)
+    assert run.learning_rates[-1] == pytest.approx(0.001 / 8)
     run = Run(folder(tmp_path / "four"), hooks=failing(4), rollbacks=3)
     with pytest.raises(Diverged, match=r"the loss is nan at iteration 6, learning rate 0\.00125"):
         run.go()
@@ -433,11 +454,11 @@ def test_rollbacks_are_counted_across_a_stop(tmp_path):
     again = Run(tmp_path, hooks=failing(9, 9), rollbacks=3)
     with pytest.raises(Diverged):
         again.go()
-    assert again.rates == pytest.approx([0.001 / 4, 0.001 / 8])
+    assert again.learning_rates == pytest.approx([0.001 / 4, 0.001 / 8])
 
 
 def test_there_is_nothing_to_roll_back_to(tmp_path):
-    run = Run(tmp_path, hooks={1: nan_here}, rollbacks=3, intervals=Intervals(3, 4))
+    run = Run(tmp_path, hooks={1: nan_here}, rollbacks=3, intervals=every(3, 4))
     with pytest.raises(Diverged, match="there is no checkpoint to roll back to"):
         run.go()
 
@@ -456,7 +477,7 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
     run = Run(folder(tmp_path / "full"), hooks={8: stop_here})
     with pytest.raises(Stopped):
         run.go()
-    said = [line for line in run.reporter.lines if "could not write the checkpoint" in line]
+    said = [line for line in run.logger.lines if "could not write the checkpoint" in line]
     assert [f"iteration {step}: No space left on device" in line for step, line in zip((4, 6, 8), said, strict=True)]
     assert saved_steps(tmp_path / "full") == [2, 9]
     again = Run(tmp_path / "full")
@@ -472,10 +493,10 @@ def test_a_disk_that_refuses_everything_but_the_checkpoints(tmp_path, monkeypatc
     whole.go()
     run = Run(folder(tmp_path / "full"))
     run.training.save_best = full
-    monkeypatch.setattr(loop, "write_rows", full)
+    monkeypatch.setattr(loop, "write_history", full)
     run.go()
-    assert any("could not write best.keras: Read-only file system" in line for line in run.reporter.lines)
-    assert any("could not write metrics.csv: Read-only file system" in line for line in run.reporter.lines)
+    assert any("could not write best.keras: Read-only file system" in line for line in run.logger.lines)
+    assert any("could not write metrics.csv: Read-only file system" in line for line in run.logger.lines)
     assert run.outcome()[:3] == whole.outcome()[:3]
 
 
@@ -488,7 +509,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path):
     (tmp_path / "damaged" / "checkpoints" / "step-000000009.npz").write_bytes(b"PK")
     again = Run(tmp_path / "damaged")
     assert again.go()
-    assert again.reporter.lines == ["checkpoint step-000000009.npz is damaged; going back to iteration 8"]
+    assert again.logger.lines == ["checkpoint step-000000009.npz is damaged; going back to iteration 8"]
     assert again.outcome() == whole.outcome()
 
 
@@ -511,12 +532,12 @@ def test_checkpoints_of_another_network(tmp_path):
 
 def test_a_schedule_with_feedback_sees_each_result_before_the_next_rate(tmp_path, monkeypatch):
     monkeypatch.setattr("resnet_tf.training.schedule.CHECK_EVERY", 3)
-    run = Run(tmp_path, intervals=Intervals(3, 100), warmup="error")
+    run = Run(tmp_path, intervals=every(3, 100), warmup="error")
     run.go()
     # The error is below 80 % in the second window of three: (1 - 1/2 … 1/4) is 64 % on average in the first.
     # The row of an evaluation at that very moment has the rate of the update before it.
-    assert run.rates == pytest.approx([0.01] * 3 + [0.1] * 2 + [0.01] * 3 + [0.001] * 2)
-    assert [row["learning_rate"] for row in run.training.rows] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert run.learning_rates == pytest.approx([0.01] * 3 + [0.1] * 2 + [0.01] * 3 + [0.001] * 2)
+    assert [row["learning_rate"] for row in run.training.history] == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
 def test_the_state_of_a_checkpoint_is_json(tmp_path):
@@ -538,12 +559,12 @@ def test_it_ends_after_so_many_evaluations_without_a_gain(tmp_path):
     assert ends == {0: 10, 1: 6, 2: 10}
     # The first of two phases has its end: 0.4 at 6 is the first that counts.
     run = Run(folder(tmp_path / "phases"))
-    run.training.patience, run.schedule.switch_at = 1, 3
+    run.training.patience, run.schedule.unfreeze_at = 1, 3
     run.go()
     assert run.training.step == 10
     # Started again, it is where it was.
     again = Run(tmp_path / "1")
     again.training.patience = 1
     assert again.go()
-    assert (again.training.step, again.rates) == (6, [])
+    assert (again.training.step, again.learning_rates) == (6, [])
     assert len(read_iterations(tmp_path / "1" / "iterations.bin")) == 6

@@ -50,12 +50,12 @@ def test_momentum_with_a_change_of_the_learning_rate(nesterov):
     optimizer.build([variable])
     w, v = np.zeros(3), np.zeros(3)
     for step in range(8):
-        rate = 0.1 if step < 4 else 0.01
+        learning_rate = 0.1 if step < 4 else 0.01
         gradient = rng.standard_normal(3)
-        optimizer.learning_rate = rate
+        optimizer.learning_rate = learning_rate
         optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
-        v = 0.9 * v - rate * gradient
-        w = w + 0.9 * v - rate * gradient if nesterov else w + v
+        v = 0.9 * v - learning_rate * gradient
+        w = w + 0.9 * v - learning_rate * gradient if nesterov else w + v
         np.testing.assert_allclose(variable, w, rtol=1e-5, atol=1e-7)
     assert int(optimizer.iterations) == 8
 
@@ -97,8 +97,8 @@ def written_out(name, gradients, w, *, decay=0.0, clip=None):
             gradient = gradient * min(1.0, clip / np.linalg.norm(gradient))
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
-        rate = 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
-        w = w - (0.01 * decay * w if name == "adamw" else 0) - rate * first / (np.sqrt(second) + 1e-7)
+        step_size = 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        w = w - (0.01 * decay * w if name == "adamw" else 0) - step_size * first / (np.sqrt(second) + 1e-7)
     return w
 
 

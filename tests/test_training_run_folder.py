@@ -3,13 +3,13 @@ import os
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_dir import RunDir, difference
+from resnet_tf.training.run_dir import RunDir, describe_diff
 
 HOLD = """
 import sys
 from pathlib import Path
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_folder import RunDir
+from resnet_tf.training.run_dir import RunDir
 try:
     RunDir(Path(sys.argv[1])).lock()
 except UserError as error:
@@ -73,8 +73,8 @@ def test_a_folder_of_other_things_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = content(tmp_path)
     folder = RunDir(tmp_path)
-    for call in (folder.settings, folder.empty):
-        with pytest.raises(UserError, match=r"no run of ours \(thesis.tex, …\).*--run-dir"):
+    for call in (folder.settings, folder.clear):
+        with pytest.raises(UserError, match=r"not a run folder \(found thesis.tex\).*--run-dir"):
             call()
     assert content(tmp_path) == before
 
@@ -150,9 +150,9 @@ def test_the_log_outlives_a_folder_that_refuses(tmp_path):
 
 
 def test_difference_of_settings():
-    assert difference({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) is None
-    assert difference({"a": 1}, {"a": 2}) == "a is 1 there, 2 here"
-    assert difference({"a": 1}, {"b": "x"}) == 'a is 1 there, null here; b is null there, "x" here'
-    many = difference(dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2))
+    assert describe_diff({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) is None
+    assert describe_diff({"a": 1}, {"a": 2}) == "a is 1 there, 2 here"
+    assert describe_diff({"a": 1}, {"b": "x"}) == 'a is 1 there, null here; b is null there, "x" here'
+    many = describe_diff(dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2))
     assert many.count(";") == 3
-    assert len(difference({"a": "x" * 1_000}, {})) < 120
+    assert len(describe_diff({"a": "x" * 1_000}, {})) < 120

@@ -45,8 +45,8 @@ def test_the_results_are_those_of_numpy():
     logits = model(images, training=True).numpy().astype(np.float64)
     model.set_weights(before)
     loss, l2, accuracy = step(images, labels, np.float32(0.1)).numpy()
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert loss == pytest.approx(-np.log(shares[np.arange(6), labels]).mean(), rel=1e-5)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert loss == pytest.approx(-np.log(probabilities[np.arange(6), labels]).mean(), rel=1e-5)
     assert l2 == pytest.approx(0.01 * sum((w.astype(np.float64) ** 2).sum() / 2 for w in kernels.values()), rel=1e-5)
     assert accuracy == pytest.approx((logits.argmax(axis=1) == labels).mean())
     assert len(kernels) == 10
@@ -62,10 +62,10 @@ def test_updates_are_those_of_keras_on_the_stock_model(nesterov):
     plain = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=nesterov)
     plain.build(stock.trainable_variables)
     kernels = [v for v in stock.trainable_variables if v.path.endswith("kernel")]
-    for index, rate in enumerate((0.1, 0.1, 0.01)):
+    for index, learning_rate in enumerate((0.1, 0.1, 0.01)):
         images, labels = some_batch(seed=index)
-        step(images, labels, np.float32(rate))
-        plain.learning_rate = rate
+        step(images, labels, np.float32(learning_rate))
+        plain.learning_rate = learning_rate
         with tf.GradientTape() as tape:
             logits = stock(images, training=True)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
@@ -97,8 +97,8 @@ def test_decay_adds_lambda_times_w_to_the_gradient_and_to_nothing_else(decay):
 def test_no_step_traces_anew():
     _, optimizer, step = ready()
     images, labels = some_batch()
-    for count, rate in ((6, np.float32(0.1)), (6, 0.01), (3, np.float32(0.5)), (1, tf.constant(1.0))):
-        step(images[:count], labels[:count], rate)
+    for count, learning_rate in ((6, np.float32(0.1)), (6, 0.01), (3, np.float32(0.5)), (1, tf.constant(1.0))):
+        step(images[:count], labels[:count], learning_rate)
     step(tf.constant(images), tf.constant(labels), np.float32(0.1))
     assert step.experimental_get_tracing_count() == 1
     assert int(optimizer.iterations) == 5

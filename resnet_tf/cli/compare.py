@@ -10,8 +10,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.reports.compare import RunResult, describe_runs
 from resnet_tf.reports.curves import draw_comparison
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save
-from resnet_tf.training.logs import read_history, read_rows
-from resnet_tf.training.run_dir import RunDir, difference
+from resnet_tf.training.logs import read_history, read_metrics
+from resnet_tf.training.run_dir import RunDir, describe_diff
 
 _NOT_A_SETTING = ("seed", "threads", "data.mean", "data.std")
 _NAMED = {"model", "recipe.name", "seed"}  # settings that the table shows
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     folders = [Path(run) for run in arguments.runs]
     table = compare_table(folders)
     print(table)
-    courses = [read_history(folder) for folder in folders if read_rows(folder)]
+    courses = [read_history(folder) for folder in folders if read_metrics(folder)]
     if not can_draw():
         print(WITHOUT_PLOTS)
     elif courses:
@@ -73,7 +73,7 @@ def compare_table(folders: Sequence[Path]) -> str:
     for result, settings in zip(results, all_settings, strict=True):
         if result.setting not in seen:
             seen.add(result.setting)
-            lines.append(f"{result.name} differs from {results[0].name}: {difference(first, _comparable(settings))}")
+            lines.append(f"{result.name} differs from {results[0].name}: {describe_diff(first, _comparable(settings))}")
     return "\n".join(lines)
 
 
@@ -89,7 +89,7 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result(folder: Path, settings: dict[str, Any]) -> RunResult:
-    report, rows = RunDir(folder).report() or {}, read_rows(folder)
+    report, rows = RunDir(folder).report() or {}, read_metrics(folder)
     changed = [settings.get("builder.shortcut"), f"width {settings.get('builder.width', 1)}"]
     training = report.get("training", {})
     return RunResult(

@@ -11,7 +11,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPES, default_recipe
 from resnet_tf.reports.runs import Result
-from resnet_tf.training.run_dir import LATER, REPORT, SETTINGS, RunDir
+from resnet_tf.training.run_dir import DEFAULTS, REPORT, SETTINGS, RunDir
 
 UNFINISHED, SMOKE = "unfinished", "smoke"
 
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> tuple[Settings, Report | None] | None:
 
 def normal(settings: dict[str, Any]) -> dict[str, Any]:
     """What decides the result of a run, in one form for runs of all versions of this package; with the seed."""
-    kept = {key: value for key, value in (LATER | settings).items() if key not in _NOT_DECIDING}
+    kept = {key: value for key, value in (DEFAULTS | settings).items() if key not in _NOT_DECIDING}
     kept["builder.shortcut"] = shortcut_of(settings)
     return {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in kept.items()}
 
@@ -175,7 +175,7 @@ def train_command(settings: dict[str, Any], *, full: bool = False) -> str:
             flags += _flag(key, value)
     made = parse_request(make_parser().parse_args(flags))
     if not full:
-        asked, known = made.settings(), LATER | settings
+        asked, known = made.settings(), DEFAULTS | settings
         unlike = [key for key, value in asked.items() if known.get(key) != value and key in settings]
         if unlike:
             raise UserError(f"no flags of train ask for {', '.join(unlike)} as this run has it")
@@ -196,7 +196,7 @@ def _without_flags(recipe: str) -> dict[str, Any]:
         "deterministic": False,
     }
     others |= {"builder.shortcut": fields.get("recipe.shortcut"), "evaluate_every": None, "steps_per_call": None}
-    return LATER | others | fields
+    return DEFAULTS | others | fields
 
 
 def _flag(key: str, value: Any) -> list[str]:

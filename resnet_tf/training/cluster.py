@@ -11,11 +11,11 @@ import threading
 from collections.abc import Iterator
 
 from resnet_tf.errors import UserError
-from resnet_tf.training import watchdog as waiting
+from resnet_tf.training import watchdog
 
-PATIENCE = "RESNET_TF_PEER_TIMEOUT"
+PEER_TIMEOUT = "RESNET_TF_PEER_TIMEOUT"
 WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores
-DEFAULT_PATIENCE = "300"  # seconds within which all workers must have started
+DEFAULT_PEER_TIMEOUT = "300"  # seconds within which all workers must have started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,7 @@ class ClusterSpec:
 
 
 def read_cluster_spec() -> ClusterSpec | None:
-    """The cluster of TF_CONFIG; None where it is not set or names no worker.
-
-    Raises:
-        UserError: it is not what TensorFlow asks for.
-    """
+    """The cluster of TF_CONFIG; None where it is not set or names no worker."""
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
         return None
@@ -46,7 +42,7 @@ def read_cluster_spec() -> ClusterSpec | None:
         index = int(task["index"]) + {"chief": 0, "worker": len(chiefs)}[task["type"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"TF_CONFIG is not understood ({type(error).__name__}: {error}); it must be JSON such as "
+            f"invalid TF_CONFIG ({type(error).__name__}: {error}); expected JSON such as "
             '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
         ) from error
     if not 0 <= index < len(addresses):
@@ -55,7 +51,7 @@ def read_cluster_spec() -> ClusterSpec | None:
 
 
 def stop_with_launcher() -> None:
-    """Let this process get a SIGTERM once the launcher, which holds its stdin open, is gone, even by SIGKILL."""
+    """Send this process a SIGTERM once the launcher, which holds its stdin open, is gone, even by SIGKILL."""
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 1):
@@ -66,25 +62,19 @@ def stop_with_launcher() -> None:
 
 
 @contextlib.contextmanager
-def deadline(cluster: ClusterSpec) -> Iterator[None]:
-    """Context that ends the process, with a line on who is missing, where the other workers do not all come.
-
-    The environment variable RESNET_TF_PEER_TIMEOUT says within how many seconds.
-
-    Raises:
-        UserError: the variable is no number above 0.
-    """
-    text = os.environ.get(PATIENCE) or DEFAULT_PATIENCE
+def startup_watchdog(cluster: ClusterSpec) -> Iterator[None]:
+    """End the process, with a line on who is missing, unless the block is through in RESNET_TF_PEER_TIMEOUT seconds."""
+    text = os.environ.get(PEER_TIMEOUT) or DEFAULT_PEER_TIMEOUT
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not seconds > 0:
-        raise UserError(f"{PATIENCE}={text} is no number of seconds above 0")
+        raise UserError(f"invalid {PEER_TIMEOUT} {text}; expected a number of seconds above 0")
     arguments = (os.getpid(), seconds, cluster.index, *cluster.addresses)
-    with subprocess.Popen([sys.executable, waiting.__file__, *map(str, arguments)], stdin=subprocess.PIPE) as watch:
-        assert watch.stdin is not None
+    with subprocess.Popen([sys.executable, watchdog.__file__, *map(str, arguments)], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
         try:
             yield
         finally:
-            watch.stdin.close()
+            process.stdin.close()

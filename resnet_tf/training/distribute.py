@@ -1,7 +1,9 @@
 """Several devices or processes that share each batch."""
 
 import contextlib
+import functools
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +14,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import ClusterSpec, deadline, read_cluster_spec
-from resnet_tf.training.state import Peers
+from resnet_tf.training.cluster import ClusterSpec, read_cluster_spec, startup_watchdog
 from resnet_tf.training.step import TrainStep
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
@@ -26,21 +27,18 @@ class Distribution:
         strategy: TensorFlow's, or None where the run has one device.
         count: replicas in all.
         workers: processes that share the run.
-        index: which of them this is.
+        index: which of them this is; the chief, number 0, writes what the run writes.
         local: replicas of this process.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None, workers: int = 1, index: int = 0) -> None:
-        """Take a strategy, and this process's place among its workers."""
         self.strategy = strategy
         self.count: int = 1 if strategy is None else strategy.num_replicas_in_sync
         self.workers, self.index = workers, index
         self.local = self.count // workers
-        self._total: Any = None
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what the run writes."""
         return self.index == 0
 
     @property
@@ -53,29 +51,20 @@ class Distribution:
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def check_batch(self, batch_size: int, accumulate: int = 1) -> None:
-        """Find out whether a batch can be shared.
-
-        Raises:
-            UserError: it cannot be cut into equal parts.
-        """
-        parts = self.count * accumulate
-        if batch_size % parts:
+        """Raise UserError where a batch cannot be cut into equal shards, one a replica and microbatch."""
+        shards = self.count * accumulate
+        if batch_size % shards:
             of = f"{self.count} replicas" + (f" times --accumulate {accumulate}" if accumulate > 1 else "")
             raise UserError(
-                f"--batch-size {batch_size} cannot be shared evenly by {of}; give a multiple of {parts}, such as "
-                f"{max(1, batch_size // parts) * parts}"
+                f"--batch-size {batch_size} cannot be shared evenly by {of}; give a multiple of {shards}, such as "
+                f"{max(1, batch_size // shards) * shards}"
             )
 
-    def step(self, replica_step: TrainStep, parts: int = 1) -> TrainStep:
-        """The update of all replicas from that of one of them, with the same signature.
+    def step(self, replica_step: TrainStep, microbatches: int = 1) -> TrainStep:
+        """The step of all replicas from that of one of them (`make_train_step`), with the same signature.
 
-        Args:
-            replica_step: a `make_train_step` for this number of replicas.
-            parts: equal parts of a batch that follow one another; replicas share each of them.
-
-        Returns:
-            step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,), where B is
-            this worker's share of the batch, and the results are those of the whole batch.
+        It takes this worker's shard of the batch, of whose microbatches each replica gets its shard, and returns the
+        results of the whole batch.
         """
         if self.strategy is None:
             return replica_step
@@ -84,28 +73,28 @@ class Distribution:
 
         @tf.function(input_signature=replica_step.input_signature)  # type: ignore[attr-defined]
         def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-            shares = self._split(images, parts), self._split(labels, parts)
-            results = strategy.run(of_replica, args=(*shares, tf.identity(learning_rate)))
+            shards = self._split(images, microbatches), self._split(labels, microbatches)
+            results = strategy.run(of_replica, args=(*shards, tf.identity(learning_rate)))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, results, axis=None)
 
         return step
 
-    def forward(self, network: keras.Model) -> Callable[[ArrayLike], NDArray[np.float32]]:
-        """Compile inference on this worker's devices: uint8 (B, H, W, C) to the network's output (B, classes)."""
+    def forward(self, model: keras.Model) -> Callable[[ArrayLike], NDArray[np.float32]]:
+        """Compile inference on this worker's devices: uint8 (B, H, W, C) to the model's output (B, classes)."""
         strategy = self.strategy
         assert strategy is not None
-        pixels = tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)
+        pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
 
         @tf.function(input_signature=[pixels])
         def run(images: tf.Tensor) -> list[tf.Tensor]:
-            outputs = strategy.run(lambda part: network(part, training=False), args=(self._split(images),))
+            outputs = strategy.run(lambda shard: model(shard, training=False), args=(self._split(images),))
             return list(strategy.experimental_local_results(outputs))
 
         def forward(images: ArrayLike) -> NDArray[np.float32]:
             batch = np.asarray(images)
-            # Every replica gets as many images; what fills up the last one is cut off again.
-            filled = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % self.local, axis=0)])
-            return np.concatenate([np.asarray(part) for part in run(filled)])[: len(batch)]
+            # Every replica gets as many images; what pads the last one is cut off again.
+            padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % self.local, axis=0)])
+            return np.concatenate([np.asarray(output) for output in run(padded)])[: len(batch)]
 
         return forward
 
@@ -114,86 +103,64 @@ class Distribution:
         own = np.asarray(numbers, np.float64)
         if self.workers == 1:
             return own[None]
-        rows = np.zeros((self.workers, len(own)))
-        rows[self.index] = own
-        return self._sum(rows.ravel()).reshape(rows.shape)
+        table = np.zeros((self.workers, len(own)))
+        table[self.index] = own
+        return np.asarray(self._sum_over_workers(table))
 
-    def from_chief(self, payload: bytes) -> bytes:
-        """The chief's bytes, on every worker; all workers must ask for it at the same moment."""
-        if self.workers == 1:
-            return payload
-        length = int(self.gather([len(payload)])[0, 0])
-        if not length:
-            return b""
-        words = np.zeros(-(-length // 8), np.int64)
-        if self.is_chief:
-            words = np.frombuffer(payload.ljust(8 * len(words), b"\0"), np.int64)
-        return self._sum(words).tobytes()[:length]
-
-    def _split(self, batch: tf.Tensor, parts: int = 1) -> Any:
+    def _split(self, batch: tf.Tensor, microbatches: int = 1) -> Any:
         """The rows of each local replica, in order, as a value that differs by replica."""
         assert self.strategy is not None
         with tf.device("CPU:0"):  # lest all of it goes to the first GPU
-            rows = tf.reshape(batch, tf.concat([[parts, self.local, -1], tf.shape(batch)[1:]], axis=0))
-            shares = [
-                tf.ensure_shape(tf.reshape(share, tf.concat([[-1], tf.shape(batch)[1:]], axis=0)), batch.shape)
-                for share in tf.unstack(rows, num=self.local, axis=1)
+            rows = tf.reshape(batch, tf.concat([[microbatches, self.local, -1], tf.shape(batch)[1:]], axis=0))
+            shards = [
+                tf.ensure_shape(tf.reshape(shard, tf.concat([[-1], tf.shape(batch)[1:]], axis=0)), batch.shape)
+                for shard in tf.unstack(rows, num=self.local, axis=1)
             ]
         first = self.index * self.local
         return self.strategy.experimental_distribute_values_from_function(
-            lambda context: shares[context.replica_id_in_sync_group - first]
+            lambda context: shards[context.replica_id_in_sync_group - first]
         )
 
-    def _sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Sums over workers."""
-        if self._total is None:
-            self._total = self._make_total()
-        return np.asarray(self._total(values))
-
-    def _make_total(self) -> Callable[[NDArray[Any]], tf.Tensor]:
+    @functools.cached_property
+    def _sum_over_workers(self) -> Callable[[NDArray[np.float64]], tf.Tensor]:
         strategy, first = self.strategy, self.index * self.local
         assert strategy is not None
 
         @tf.function(reduce_retracing=True)
         def total(values: tf.Tensor) -> tf.Tensor:
-            parts = strategy.experimental_distribute_values_from_function(
+            # A worker's first replica has its values, the others have zeros.
+            summands = strategy.experimental_distribute_values_from_function(
                 lambda context: values if context.replica_id_in_sync_group == first else tf.zeros_like(values)
             )
-            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, args=(parts,)), axis=None)
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, args=(summands,)), axis=None)
 
         return total
 
 
-def make_distribution(wish: str, device: str, replicas: int | None = None) -> Distribution:
-    """Start the strategy that is asked for; to be called before any operation runs, but after `set_threads`.
+def make_distribution(strategy: str, device: str, replicas: int | None = None) -> Distribution:
+    """Start one of `STRATEGIES` on "auto", "cpu", "gpu" or "gpu:N"; before any operation runs, after `set_threads`.
 
-    Args:
-        wish: one of `STRATEGIES`; "auto" takes "multiworker" where TF_CONFIG names several workers, "mirrored" where
-            this machine has several GPUs and none was picked, and "none" otherwise.
-        device: "auto", "cpu", "gpu" or "gpu:N".
-        replicas: how many GPUs "mirrored" uses, all where None; on CPUs, into how many logical devices to divide it.
-
-    Raises:
-        UserError: the devices are not there, or the wishes contradict each other.
+    "auto" takes "multiworker" where TF_CONFIG names several workers, "mirrored" where this machine has several GPUs
+    and none was picked. `replicas` is how many GPUs "mirrored" uses, or into how many devices it divides the CPU.
     """
     gpus = [] if device.startswith("cpu") else tf.config.list_physical_devices("GPU")
     cluster = read_cluster_spec()
-    if wish == "auto":
+    if strategy == "auto":
         several = len(gpus) > 1 and ":" not in device
-        wish = "multiworker" if cluster and len(cluster.addresses) > 1 else "mirrored" if several else "none"
-    if replicas is not None and wish != "mirrored":
-        raise UserError(f"--replicas says how many devices --strategy mirrored uses; the strategy here is {wish}")
-    if wish != "none" and ":" in device:
-        raise UserError(f"--device {device} is one device; with --strategy {wish} give --device gpu or cpu")
-    if wish == "multiworker":
+        strategy = "multiworker" if cluster and len(cluster.addresses) > 1 else "mirrored" if several else "none"
+    if replicas is not None and strategy != "mirrored":
+        raise UserError(f"--replicas says how many devices --strategy mirrored uses; the strategy here is {strategy}")
+    if strategy != "none" and ":" in device:
+        raise UserError(f"--device {device} is one device; with --strategy {strategy} give --device gpu or cpu")
+    if strategy == "multiworker":
         if cluster is None:
             raise UserError(
                 "--strategy multiworker needs TF_CONFIG; on one machine use: resnet-tf launch --workers N -- train …"
             )
         return _multiworker(cluster, device)
-    if wish == "mirrored":
+    if strategy == "mirrored":
         return Distribution(_mirrored(len(gpus), replicas))
-    return Distribution(_tpu() if wish == "tpu" else None)
+    return Distribution(_tpu() if strategy == "tpu" else None)
 
 
 def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
@@ -217,7 +184,7 @@ def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
 def _multiworker(cluster: ClusterSpec, device: str) -> Distribution:
     if device.startswith("cpu"):
         tf.config.set_visible_devices([], "GPU")
-    with deadline(cluster):
+    with startup_watchdog(cluster):
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.OpError as error:
@@ -225,11 +192,12 @@ def _multiworker(cluster: ClusterSpec, device: str) -> Distribution:
             raise UserError(
                 f"worker {cluster.index} cannot take its place at {address} ({error.message}); is the port in use?"
             ) from error
-        replicas = Distribution(strategy, len(cluster.addresses), cluster.index)
-        replicas.gather([0.0])  # the strategy is there before the others are
-    # TensorFlow takes SIGTERM for itself, and then does nothing about it.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    return replicas
+        distribution = Distribution(strategy, len(cluster.addresses), cluster.index)
+        distribution.gather([0.0])  # the strategy is there before the others are
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow takes SIGTERM for itself, and then does nothing about it.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return distribution
 
 
 def _tpu() -> tf.distribute.Strategy:
@@ -252,54 +220,40 @@ def worker_lost_error(error: Exception) -> UserError | None:
     )
 
 
-BLOCK = 25  # iterations between two looks at the results, so that the device need not wait for the host
-_PERIOD = 1.0  # seconds that several workers aim at between two looks: a signal takes effect then
+BLOCK = 25  # steps between two looks at the results, so that the device need not wait for the host
+_PERIOD = 1.0  # seconds that several workers aim at between two decisions: a signal takes effect then
 
 
 class DecisionSync:
-    """Makes one decision of what each worker's clock and signals say.
+    """Makes all workers stop and save at the same step.
 
     Clocks differ, and a signal reaches the workers at different moments; but a worker that stops or saves alone is
-    missed in the next step. So they compare notes, where no one has to wait for it: at steps that all know to be a
-    look, every so many steps as the chief says.
-
-    Attributes:
-        alone: whether there is only one worker.
+    missed in the next step. So they compare notes at steps that all know of: every so many as the chief says.
     """
 
-    def __init__(self, peers: Peers) -> None:
-        """Take the workers of a run."""
-        self._peers = peers
-        self.alone = peers.workers == 1
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+        self.alone = distribution.workers == 1
         self._block = BLOCK if self.alone else 1
         self._began = time.monotonic()
 
-    def due(self, steps: int, certain: bool, own: bool) -> bool:
-        """Whether to look up `steps` updates after the last look.
+    def due(self, steps: int, known_to_all: bool, known_here: bool) -> bool:
+        """Whether to decide `steps` steps after the last decision, given what all workers or this one has to do."""
+        return known_to_all or steps >= self._block or (known_here and self.alone)
 
-        Args:
-            steps: updates since then.
-            certain: whether something is to be done that all workers know of.
-            own: whether there is something that this worker alone knows of.
-        """
-        return certain or steps >= self._block or (own and self.alone)
-
-    def reach(self, steps: int, signal: int | None, save: bool) -> tuple[int | None, bool]:
+    def sync_decisions(self, steps: int, signal: int | None, save: bool) -> tuple[int | None, bool]:
         """The signal that stops all workers, if one has come to any, and whether all save: as the chief's clock says.
 
-        Args:
-            steps: updates since the last look.
-            signal: that has come to this worker.
-            save: whether a checkpoint is due here.
+        `signal` and `save` are what this worker knows of, `steps` those since the last decision.
         """
         if self.alone:
             return signal, save
         took = (time.monotonic() - self._began) / max(1, steps)
         block = max(1, min(BLOCK, int(_PERIOD / max(took, 1e-9))))
-        notes = self._peers.gather([float(signal or 0), float(save), float(block)])
+        notes = self._distribution.gather([float(signal or 0), float(save), float(block)])
         self._block = int(notes[0, 2])
         return int(notes[:, 0].max()) or None, bool(notes[0, 1])
 
-    def go_on(self) -> None:
-        """Note that the next step begins."""
+    def restart_clock(self) -> None:
+        """Note that the next step begins: evaluations and checkpoints do not count as its time."""
         self._began = time.monotonic()

@@ -1,37 +1,40 @@
-"""Which part of a network trains: layers by name, from the stem upwards."""
+"""Which layers of a network train, by name and from the stem upwards, and the switch from some of them to all."""
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 
+from resnet_tf.config import TrainConfig
 from resnet_tf.errors import UserError
+from resnet_tf.files import sha256_of
+from resnet_tf.models.registry import CIFAR_NETWORKS
+from resnet_tf.pretrained.download import published_file
+from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.torch_mapping import HEADS
+from resnet_tf.pretrained.zoo import find_shipped
+from resnet_tf.saving import model_path
+from resnet_tf.training.step import StepFunctions
 
-_FEW = 8  # layers up to which each is named
+_MAX_NAMED_LAYERS = 8  # above, `describe_trainable` names stages
 
 
 def freeze(model: keras.Model, last: str) -> None:
     """Stop the training of the layers up to `last`: no gradient, and batch normalization as in inference.
 
-    The variables and the order of the layers stay as they are; compile or trace the training step afterwards.
-
-    Args:
-        model: a network of this package.
-        last: "none" (everything trains), "stageK" (the stem up to and including stage K does not) or "all" (only the
-            classifier trains).
-
-    Raises:
-        UserError: the network has no such stage.
+    `last` is "none" (everything trains), "stageK" (the stem up to and including stage K does not) or "all" (only the
+    classifier trains). Compile the training step afterwards.
     """
     stages = sorted({stage for layer in model.layers if (stage := _stage(layer.name)) is not None})
-    found = re.fullmatch(r"stage(\d+)", last)
-    if last not in ("none", "all") and (found is None or int(found[1]) not in stages):
-        allowed = ", ".join(["none", *(f"stage{stage}" for stage in stages), "all"])
-        raise UserError(f"--freeze {last} does not fit {model.name}; allowed: {allowed}")
+    allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
+    if last not in allowed:
+        raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
     for layer in model.layers:
-        layer.trainable = not _is_below(layer.name, last)
+        layer.trainable = not _is_frozen(layer.name, last)
 
 
 def unfreeze(model: keras.Model, batch_norm: bool) -> None:
@@ -41,9 +44,76 @@ def unfreeze(model: keras.Model, batch_norm: bool) -> None:
             layer.trainable = True
 
 
+class InitialWeights:
+    """Weights that a run starts from: "imagenet", a file, or the folder of a run; `digest` is their file's SHA-256."""
+
+    def __init__(self, weights: str, network: str) -> None:
+        """Open them; raises UserError where they are not there or cannot be read."""
+        path = Path(weights)
+        if weights == "imagenet":
+            path = published_file(network)
+        elif path.is_dir() or find_shipped(weights) is not None:
+            path = model_path(path)
+        self._weights = open_weights(str(path), None)
+        self.digest = sha256_of(path)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the pixels that the weights expect, None where the file does not say."""
+        if self._weights.mean is None or self._weights.std is None:
+            return None
+        return self._weights.mean, self._weights.std
+
+    def builder(self, config: TrainConfig) -> dict[str, Any]:
+        """The builder's options, with the weights' shortcut where nobody asked for one."""
+        if config.model not in CIFAR_NETWORKS or config.shortcut is not None:
+            return config.builder
+        return config.builder | {"shortcut": self._weights.shortcut}
+
+    def load_into(self, model: keras.Model) -> None:
+        """Give all layers but the classifier their weights; raises UserError where they are another network's."""
+        self._weights.load_into(model, new_head=True)
+
+
+class UnfreezeAt:
+    """Switches a training from its frozen network to the whole of it: everything trains from step `step` on.
+
+    `make_functions` compiles the steps of what trains when it is called; `log` is told at the switch what that is.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        step: int,
+        make_functions: Callable[[], StepFunctions],
+        log: Callable[[str], None],
+        *,
+        freeze: str,
+        train_bn: bool,
+    ) -> None:
+        self.step = step
+        self._model, self._freeze, self._train_bn = model, freeze, train_bn
+        self._make_functions, self._log = make_functions, log
+        self._is_unfrozen = False
+        self._functions: dict[bool, StepFunctions] = {}
+
+    def functions(self, step: int) -> StepFunctions:
+        """One step and several in one call, as they are at step `step`."""
+        if (step >= self.step) != self._is_unfrozen:
+            self._is_unfrozen = not self._is_unfrozen
+            if self._is_unfrozen:
+                unfreeze(self._model, self._train_bn)
+            else:  # a rollback to before the switch
+                freeze(self._model, self._freeze)
+            self._log(describe_trainable(self._model))
+        if self._is_unfrozen not in self._functions:
+            self._functions[self._is_unfrozen] = self._make_functions()
+        return self._functions[self._is_unfrozen]
+
+
 @contextlib.contextmanager
 def all_trainable(model: keras.Model) -> Iterator[None]:
-    """Make every layer trainable for the time of the block: what is frozen is no business of a saved file's."""
+    """Make every layer trainable for the time of the block, so that a saved file does not say what was frozen."""
     before = [layer.trainable for layer in model.layers]
     try:
         for layer in model.layers:
@@ -56,25 +126,19 @@ def all_trainable(model: keras.Model) -> Iterator[None]:
 
 def describe_trainable(model: keras.Model) -> str:
     """What trains, in one line: layers, or stages where those are many, with the numbers of their parameters."""
-    counts = {
-        layer.name: sum(variable.value.shape.num_elements() for variable in layer.trainable_variables)
-        for layer in model.layers
-    }
+    counts = {layer.name: _parameters(layer.trainable_variables) for layer in model.layers}
     training = {name: count for name, count in counts.items() if count}
-    total = sum(variable.value.shape.num_elements() for variable in _trained_ever(model))
-    groups = training
-    if len(training) > _FEW:
-        groups = {}
-        for name, count in training.items():
-            group = name.partition("_")[0]
-            groups[group] = groups.get(group, 0) + count
+    with all_trainable(model):
+        total = _parameters(model.trainable_variables)
+    groups: Counter[str] = Counter()
+    for name, count in training.items():
+        groups[name if len(training) <= _MAX_NAMED_LAYERS else name.partition("_")[0]] += count
     named = ", ".join(f"{name} {count:,}" for name, count in groups.items())
     return f"training {sum(training.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
 
 
-def _trained_ever(model: keras.Model) -> list[keras.Variable]:
-    with all_trainable(model):
-        return model.trainable_variables
+def _parameters(variables: list[keras.Variable]) -> int:
+    return sum(variable.value.shape.num_elements() for variable in variables)
 
 
 def _stage(name: str) -> int | None:
@@ -82,8 +146,7 @@ def _stage(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _is_below(name: str, last: str) -> bool:
-    """Whether a layer comes before the point up to which a network is frozen."""
+def _is_frozen(name: str, last: str) -> bool:
     if last == "none" or name in HEADS:
         return False
     if last == "all" or name.startswith("stem_"):

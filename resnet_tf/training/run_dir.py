@@ -9,27 +9,56 @@ from typing import IO, Any
 
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
+from resnet_tf.recipes import Recipe
 
 SETTINGS = "settings.json"
 REPORT = "report.json"
 _WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
 
+# Settings that came after the first runs, with what those had: one that has this value is not written down.
+DEFAULTS: dict[str, Any] = {
+    "augment": None,
+    "augment_sha256": None,
+    "input_size": None,
+    "on_bad_image": "stop",
+    "weights": None,
+    "freeze": "none",
+    "unfreeze_at": None,
+    "unfreeze_learning_rate": None,
+    "train_bn": False,
+    "sync_bn": False,
+}
+_LATER_FIELDS = ("optimizer", "clip_norm", "label_smoothing", "class_weights", "early_stopping", "accumulate", "ema")
+DEFAULTS |= {f"recipe.{field}": getattr(Recipe, field) for field in _LATER_FIELDS}
+
+# What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
+_DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
+_ANOTHER_OR_ANEW = "give another --run-dir, or --overwrite to start anew"
+_ANEW = "start anew with --overwrite, or give another --run-dir"
+
+Settings = dict[str, Any]
+
 
 class RunDir:
-    """Where a run keeps its recipe, log, checkpoints, models and report."""
+    """Where a run keeps its settings, log, checkpoints, models and report.
 
-    def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is created before `lock`."""
-        self.path = path
+    Nothing is created before `lock`. With `read_only`, nothing ever is: other workers of the run only read it.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
         """Make the folder and take its lock, which the system releases when the process ends.
 
-        Raises:
-            UserError: another process has it, or the folder cannot be made or written.
+        Raises UserError where another process has it, or the folder cannot be made or written.
         """
+        if self.read_only:
+            return
+        import fcntl  # here, because runs can be read on systems that have none
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -37,11 +66,15 @@ class RunDir:
             raise UserError(
                 f"run folder {self.path} cannot be written ({error.strerror}); give another --run-dir"
             ) from error
-        if not _try_lock(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(f"run folder {self.path} is in use by {owner}; wait for it or give another --run-dir")
+            raise UserError(
+                f"run folder {self.path} is in use by {owner}; wait for it or give another --run-dir"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -55,22 +88,17 @@ class RunDir:
             self._lock.close()
             self._lock = None
 
-    def settings(self) -> dict[str, Any] | None:
-        """The settings that the run was started with, or None for a new run.
-
-        Raises:
-            UserError: the file is damaged, or the folder holds other things than a run.
-        """
+    def settings(self) -> Settings | None:
+        """The settings that the run was started with, or None for a new run."""
         self.check()
-        path = self.path / SETTINGS
-        return _read_json(path) if path.exists() else None
+        return _read_json(self.path / SETTINGS)
+
+    def report(self) -> dict[str, Any] | None:
+        """The report of a finished run, or None."""
+        return _read_json(self.path / REPORT)
 
     def check(self) -> None:
-        """Look at the folder without touching it.
-
-        Raises:
-            UserError: it holds other things than a run.
-        """
+        """Raise UserError where the folder holds other things than a run; touches nothing."""
         if (self.path / SETTINGS).exists():
             return
         try:
@@ -83,26 +111,19 @@ class RunDir:
             ) from error
         if foreign:
             raise UserError(
-                f"run folder {self.path} holds files that are no run of ours ({sorted(foreign)[0]}, …); "
-                "give an empty or a new --run-dir"
+                f"{self.path} is not empty and is not a run folder (found {min(foreign)}); pass an empty --run-dir"
             )
 
-    def create(self, settings: dict[str, Any]) -> None:
+    def create(self, settings: Settings) -> None:
         """Write the settings of a new run."""
-        write_json(self.path / SETTINGS, settings)
-
-    def report(self) -> dict[str, Any] | None:
-        """The report of a finished run, or None."""
-        path = self.path / REPORT
-        return _read_json(path) if path.exists() else None
+        if not self.read_only:
+            write_json(self.path / SETTINGS, settings)
 
     def clear(self) -> None:
-        """Remove what runs write here, settings last, so that an interrupted removal is still a run.
-
-        Raises:
-            UserError: the folder holds other things than a run.
-        """
+        """Remove what runs write here, settings last, so that an interrupted removal is still a run."""
         self.check()
+        if self.read_only:
+            return
         for pattern in _WRITTEN:
             for path in self.path.glob(pattern):
                 if path.name != SETTINGS:
@@ -111,6 +132,8 @@ class RunDir:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, as far as the disk allows."""
+        if self.read_only:
+            return
         try:
             with open(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -118,7 +141,40 @@ class RunDir:
             return  # the same line goes to the terminal; a full disk must not end the training
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None:
+    """Raise UserError unless a run with the `saved` settings can go on under the `current` ones.
+
+    `current` may leave out what its caller does not know yet, such as the digests of data and weights.
+    """
+    asked = DEFAULTS | {key: value for key, value in current.items() if key not in _DERIVED}
+    known = DEFAULTS | saved
+    differences = describe_diff({key: known.get(key) for key in asked}, asked)
+    if differences:
+        raise UserError(
+            f"run folder {run_dir.path} belongs to a run of other settings: {differences}; {_ANOTHER_OR_ANEW}"
+        )
+    if "data.fingerprint" not in current:
+        return
+    if saved.get("weights.sha256") != current.get("weights.sha256"):
+        raise UserError(
+            f"run folder {run_dir.path} was started from other weights than {current.get('weights')} holds now; "
+            f"{_ANOTHER_OR_ANEW}"
+        )
+    if saved["data.fingerprint"] != current["data.fingerprint"]:
+        raise UserError(
+            f"run folder {run_dir.path} was started on other data ({saved['data.source']}, here "
+            f"{current['data.source']}); give that --data-dir, another --run-dir, or --overwrite to start anew"
+        )
+
+
+def saved_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that a run normalizes its images with; None where it did not write them down."""
+    if "data.mean" not in settings or "data.std" not in settings:
+        return None
+    return tuple(settings["data.mean"]), tuple(settings["data.std"])
+
+
+def describe_diff(old: Settings, new: Settings) -> str | None:
     """The first few settings in which two runs differ, in words; None where they agree."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not keys:
@@ -131,114 +187,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file."""
+    if not path.exists():
+        return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); start anew with --overwrite, or give another --run-dir"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); {_ANEW}") from error
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path} is not the JSON object that a run writes; start anew with --overwrite, or give another --run-dir"
-        )
+        raise UserError(f"{path} is not the JSON object that a run writes; {_ANEW}")
     return value
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-# Settings that came later, with what runs had before: where a setting has that value, it is not written down.
-LATER: dict[str, Any] = {
-    "augment": None,
-    "augment_sha256": None,
-    "input_size": None,
-    "on_bad_image": "stop",
-    "weights": None,
-    "freeze": "none",
-    "unfreeze_at": None,
-    "unfreeze_learning_rate": None,
-    "train_bn": False,
-    "sync_bn": False,
-    "recipe.optimizer": "sgd",
-    "recipe.clip_norm": None,
-    "recipe.label_smoothing": 0.0,
-    "recipe.class_weights": "none",
-    "recipe.early_stopping": 0,
-    "recipe.accumulate": 1,
-    "recipe.ema": None,
-}
-
-Settings = dict[str, Any]
-Channels = tuple[float, ...]
-
-_OR_ANEW = "or --overwrite to start anew"
-
-
-def check_flags(folder: RunDir, known: Settings, asked: Settings) -> None:
-    """Find out whether flags are those of the run in a folder.
-
-    Args:
-        folder: of the run.
-        known: the run's settings.
-        asked: those that the flags decide.
-
-    Raises:
-        UserError: some differ.
-    """
-    known, asked = LATER | known, LATER | asked
-    differs = difference({key: known.get(key) for key in asked}, asked)
-    if differs:
-        raise UserError(
-            f"run folder {folder.path} belongs to a run of other settings: {differs}; "
-            f"give another --run-dir, {_OR_ANEW}"
-        )
-
-
-def check_files(folder: RunDir, known: Settings, here: Settings) -> None:
-    """Find out whether the files that a run was started on are what they were.
-
-    Args:
-        folder: of the run.
-        known: the run's settings.
-        here: those of the same flags and of what the files hold now.
-
-    Raises:
-        UserError: the weights or the data are others.
-    """
-    if known.get("weights.sha256") != here.get("weights.sha256"):
-        raise UserError(
-            f"run folder {folder.path} was started from other weights than {here.get('weights')} holds now; "
-            f"give another --run-dir, {_OR_ANEW}"
-        )
-    if known["data.fingerprint"] != here["data.fingerprint"]:
-        raise UserError(
-            f"run folder {folder.path} was started on other data ({known['data.source']}, here "
-            f"{here['data.source']}); give that --data-dir, another --run-dir, {_OR_ANEW}"
-        )
-
-
-def saved_statistics(known: Settings) -> tuple[Channels, Channels] | None:
-    """Mean and standard deviation that a run's images are normalized with; None where it did not write them down.
-
-    To take them again is a pass over all images.
-    """
-    if "data.mean" not in known or "data.std" not in known:
-        return None
-    return tuple(known["data.mean"]), tuple(known["data.std"])

@@ -3,9 +3,10 @@
 import os
 import platform
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import tensorflow as tf
@@ -23,18 +24,17 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU."""
         return "GPU" in self.name
+
+    @property
+    def index(self) -> int:
+        return int(self.name.rpartition(":")[2])
 
 
 def set_threads(threads: int) -> int:
-    """Let each operation use this many threads, 0 for `default_threads`; to be called before any operation runs.
+    """Let each operation use this many threads, 0 for `default_threads`; return the number in force.
 
-    Returns:
-        The number in force. It decides the order of sums, and so the last bits of every result.
-
-    Raises:
-        UserError: operations have already run with another number.
+    It decides the order of sums, and so the last bits of every result. To be called before any operation runs.
     """
     threads = threads or default_threads()
     try:
@@ -58,100 +58,74 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_device(wish: str) -> Device:
-    """The device for "auto", "cpu", "gpu" or "gpu:N"; GPUs get memory growth.
-
-    Raises:
-        UserError: there is no such device; the message names those that there are.
-    """
-    kind, _, number = wish.lower().partition(":")
+def choose_device(device: str) -> Device:
+    """The device for "auto", "cpu", "gpu" or "gpu:N"; GPUs get memory growth."""
+    kind, _, number = device.lower().partition(":")
     gpus = tf.config.list_physical_devices("GPU")
     if kind not in ("auto", "cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
-        raise UserError(f"--device {wish} is not known; allowed: auto, cpu, gpu, gpu:0, gpu:1, …")
+        raise UserError(f"--device {device} is not known; allowed: auto, cpu, gpu, gpu:0, gpu:1, …")
     index = int(number or 0)
     if kind == "cpu" or (kind == "auto" and not gpus):
         cores = available_cores()
-        return Device("/CPU:0", f"{_processor()}, {cores} core{'' if cores == 1 else 's'}")
+        processor = _cpuinfo("model name") or platform.processor() or platform.machine()
+        return Device("/CPU:0", f"{processor}, {cores} core{'' if cores == 1 else 's'}")
     if index >= len(gpus):
-        raise UserError(f"--device {wish}: TensorFlow sees {len(gpus)} GPUs here; use --device cpu or auto")
+        raise UserError(f"--device {device}: TensorFlow sees {len(gpus)} GPUs here; use --device cpu or auto")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     details = tf.config.experimental.get_device_details(gpus[index])
     return Device(f"/GPU:{index}", str(details.get("device_name", "GPU")))
 
 
-def choose_precision(wish: str, device: Device) -> tuple[str, str]:
-    """The dtype policy of a run, and why.
-
-    Args:
-        wish: a dtype policy, or "auto", which takes the fastest that the device computes natively.
-        device: where the run computes.
-
-    Returns:
-        "float32", "mixed_bfloat16" or "mixed_float16", and the reason in a few words.
-    """
-    if wish != "auto":
-        return wish, "as asked"
+def choose_precision(precision: str, device: Device) -> tuple[str, str]:
+    """The dtype policy of a run, and why; "auto" takes the fastest that the device computes natively."""
+    if precision != "auto":
+        return precision, "as asked"
     if device.is_gpu:
-        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[device.index])
         capability = details.get("compute_capability", (0, 0))
         if capability >= (8, 0):
             return "mixed_bfloat16", "the GPU is of the Ampere generation or later"
         if capability >= (7, 0):
             return "mixed_float16", "the GPU has tensor cores, but none for bfloat16"
         return "float32", "the GPU has no tensor cores"
-    flags = _processor_flags()
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     for flag in ("amx_bf16", "avx512_bf16", "bf16"):
         if flag in flags:
             return "mixed_bfloat16", f"the processor has {flag}"
     return "float32", "the processor has no bfloat16 arithmetic"
 
 
-def _cpuinfo() -> str:
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo; empty where there is none."""
     path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
-def _processor_flags() -> set[str]:
-    for line in _cpuinfo().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()
-
-
-def _processor() -> str:
-    for line in _cpuinfo().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 class StopRequest:
     """Context in which the first signal asks for a stop and a second one, but a hang-up, ends the process at once.
 
-    Attributes:
-        signal: number of the signal that came, or None.
+    `signal` is the number of the one that came, or None. Only Python's main thread can handle signals: in others this
+    context does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        """Nothing is installed before the context is entered."""
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in self.SIGNALS:
-            # nohup has hang-ups ignored, and so they stay.
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                # nohup has hang-ups ignored, and so they stay.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -5,30 +5,26 @@ from typing import Any
 
 from resnet_tf.recipes import Recipe
 
-CHECK_EVERY = 100  # iterations averaged for one look at the minibatch loss or the training error
+CHECK_EVERY = 100  # steps averaged for one look at the minibatch loss or the training error
 WARM_ERROR = 0.8  # the warm-up by error ends below this (1512.03385, section 4.2)
 
 
 class Schedule:
-    """Learning rates of a run.
+    """Learning rates of a run of `iterations` steps.
 
-    Without feedback (all but "plateau" schedules and the warm-up by error) the state never changes.
-
-    Attributes:
-        state: JSON-able; assign a saved one to go on from there.
+    Where both are given, `unfreeze_learning_rate` takes the place of the recipe's learning rate from step
+    `unfreeze_at` on. `state` is JSON-able; it changes only under "plateau" schedules and the warm-up by error.
     """
 
     def __init__(
-        self, recipe: Recipe, iterations: int, switch_at: int | None = None, later_rate: float | None = None
+        self,
+        recipe: Recipe,
+        iterations: int,
+        unfreeze_at: int | None = None,
+        unfreeze_learning_rate: float | None = None,
     ) -> None:
-        """Schedule of a run of `iterations` updates under `recipe`.
-
-        Where both are given, `later_rate` takes the place of the recipe's learning rate from update `switch_at` on.
-        """
-        self.recipe = recipe
-        self.switch_at = switch_at
-        self.later_rate = later_rate
-        self.iterations = iterations
+        self.recipe, self.iterations = recipe, iterations
+        self.unfreeze_at, self.unfreeze_learning_rate = unfreeze_at, unfreeze_learning_rate
         self.state: dict[str, Any] = {
             "warm": recipe.warmup != "error",
             "factor": 1.0,
@@ -46,24 +42,20 @@ class Schedule:
         return on_loss or not self.state["warm"]
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of update `step`, counted from 0."""
-        recipe = self.recipe
-        warming = not self.state["warm"] or (recipe.warmup == "iterations" and step < recipe.warmup_iterations)
-        if warming:
-            return recipe.warmup_learning_rate * self.state["factor"]
-        rate = self._highest(step) * self._shape(step / self.iterations)
+        """Learning rate of step 0, 1, …"""
+        recipe, factor = self.recipe, self.state["factor"]
+        if not self.state["warm"] or (recipe.warmup == "iterations" and step < recipe.warmup_iterations):
+            return recipe.warmup_learning_rate * factor
+        is_unfrozen = self.unfreeze_at is not None and step >= self.unfreeze_at
+        highest = self.unfreeze_learning_rate if is_unfrozen else None
+        value = (recipe.learning_rate if highest is None else highest) * self._shape(step / self.iterations)
         if recipe.warmup == "linear" and step < recipe.warmup_iterations:
             low = recipe.warmup_learning_rate
-            rate = low + (rate - low) * step / recipe.warmup_iterations
-        rate *= self.state["factor"]
-        return float(f"{rate:.12g}")  # 0.1 dropped twice is 0.001, not 0.0010000000000000002
-
-    def _highest(self, step: int) -> float:
-        if self.switch_at is None or self.later_rate is None or step < self.switch_at:
-            return self.recipe.learning_rate
-        return self.later_rate
+            value = low + (value - low) * step / recipe.warmup_iterations
+        return float(f"{value * factor:.12g}")  # 0.1 dropped twice is 0.001, not 0.0010000000000000002
 
     def _shape(self, done: float) -> float:
+        """What the schedule multiplies the highest learning rate with when this fraction of the run is done."""
         recipe = self.recipe
         if recipe.schedule == "piecewise":
             return recipe.drop_factor ** sum(done >= drop for drop in recipe.drops)
@@ -76,7 +68,7 @@ class Schedule:
         return 1.0
 
     def observe_batch(self, loss: float, error: float) -> None:
-        """Take note of one iteration's cross-entropy and error (fraction wrong)."""
+        """Take note of one step's cross-entropy and error (fraction wrong)."""
         state = self.state
         state["loss_sum"] += loss
         state["error_sum"] += error

@@ -1,28 +1,33 @@
 """The compiled training step."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_tf.errors import UserError
 from resnet_tf.recipes import Recipe
 from resnet_tf.summary import flat_layers
 from resnet_tf.training.optimizer import decayed_variables, ema_pairs, update_ema
+
+# Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
+Batch = tuple[Any, Any]
+TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# The training step and the same for several steps in one call.
+StepFunctions = tuple[TrainStep, TrainStep]
+# Of images and labels: gradients by variable, and what a step returns.
+Backward = Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]
 
 
 def cross_entropy(
     labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0, class_weights: ArrayLike | None = None
 ) -> tf.Tensor:
-    """Cross-entropy of each image in nats, float32 (B,).
+    """Cross-entropy in nats, float32 (B,), of labels int32 (B,) and logits float32 (B, C).
 
-    Args:
-        labels: true classes, int32 (B,).
-        logits: float32 (B, C).
-        smoothing: share of the target that is spread evenly over all classes (1512.00567 section 7).
-        class_weights: factor for the images of each class (C,), or None.
+    `smoothing` of the target goes evenly to all classes (1512.00567 section 7); `class_weights` (C,) scale the images.
     """
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if smoothing:
@@ -34,28 +39,22 @@ def cross_entropy(
 
 
 def balanced_weights(labels: ArrayLike, classes: int) -> NDArray[np.float64]:
-    """N / (C · n) for each class of n among N images: all classes count alike, and the mean factor is 1.
-
-    Args:
-        labels: true classes, integers (N,).
-        classes: C; a class without images gets 0.
-    """
+    """N / (C · n) for each class of n among N labels, and 0 for one without images: all classes count alike."""
     members = np.bincount(np.asarray(labels), minlength=classes)
     return np.divide(members.sum() / classes, members, out=np.zeros(classes), where=members > 0)
 
 
-def sum_gradients(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Each gradient summed over all replicas; to be called in each of them."""
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-
-
 def disable_optimizer_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
-    """Make an optimizer take gradients as they are, which Keras' sum over replicas themselves.
+    """Make an optimizer take the gradients as they are: Keras sums them over replicas only after clipping them.
 
-    They do so after clipping and, in float16, after looking for infinities, so that each replica would clip its own
-    part, and an infinity in a replica other than the first would be missed.
+    In float16 it also looks for infinities before it sums, and would miss one in a replica other than the first.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(inner, "_all_reduce_sum_gradients"):
+        raise UserError(
+            f"Keras {keras.__version__} sums gradients over replicas in a way that this package does not know; "
+            "install an earlier Keras, such as 3.15, or use --strategy none"
+        )
     inner._all_reduce_sum_gradients = list
 
 
@@ -76,66 +75,61 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     return [v for norm in norms if norm.trainable for v in (norm.moving_mean, norm.moving_variance)]
 
 
-# Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
-Batch = tuple[Any, Any]
-TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-# Of images and labels: gradients by variable, and what a step returns.
-Backward = Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]
-
-
 def make_train_step(
     model: keras.Model,
     view: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     recipe: Recipe,
-    jit_compile: bool,
-    class_weights: ArrayLike | None = None,
+    jit_compile: bool = False,
     *,
+    class_weights: ArrayLike | None = None,
     accumulate: int = 1,
-    average: keras.Model | None = None,
+    ema_model: keras.Model | None = None,
     replicas: int = 1,
     sync_bn: bool = False,
+    image_dtype: tf.DType = tf.uint8,
 ) -> TrainStep:
-    """Compile the update of the trainable variables of `model` through its `view`.
-
-    What is trainable is looked up here and at the first call, and holds for the step's whole life.
+    """Compile one training step of `model`, whose trainable variables it updates through its `view`.
 
     The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the
     variables that the recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update,
-    so that its L2 term is 0. Softened targets and weighed classes are part of the loss.
+    so that its L2 term is 0. Which variables train is looked up here and at the first call, and holds from then on.
 
-    With `accumulate`, a batch goes through the network in equal parts, one after the other, and the mean of their
-    gradients makes the one update: that of the whole batch, but that batch normalization which trains normalizes
-    each part by itself, and moves its statistics with each part.
+    With `accumulate`, a batch goes through the network in equal microbatches, and the mean of their
+    gradients makes the one update: that of the whole batch, except that batch normalization takes its statistics from
+    each microbatch.
 
-    With `replicas`, the step is that of one of them, to be run by `Distribution.step`: each has an equal share of the
+    With `replicas`, the step is that of one of them, to be run by `Distribution.step`: each has an equal shard of the
     batch, the loss and its L2 term count 1/replicas, gradients are summed once, before clipping, and the moving
     statistics are averaged, so that all replicas end each step with the same variables.
 
     Args:
         model: stock model with logits.
         view: `fused_view` of the model, or the model itself.
-        optimizer: built over these variables at least.
-        recipe: gives the decay and the smoothing of labels.
+        optimizer: built over the trainable variables, and possibly others.
+        recipe: gives the decay, the smoothing of labels and the decay of the moving average.
         jit_compile: compile the step with XLA.
         class_weights: factor for the images of each class (C,), or None.
-        accumulate: parts of a batch; the number of images must be a multiple of it.
-        average: `make_ema` of the model, which moves by the recipe's `ema` after each update; or None.
+        accumulate: microbatches of a batch; the number of images must be a multiple of it.
+        ema_model: `make_ema` of the model, which moves by the recipe's `ema` after each update; or None.
         replicas: how many of them share a batch.
         sync_bn: whether the view normalizes over all replicas.
+        image_dtype: of the images that the step takes.
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
-        mean cross-entropy, L2 term and fraction right of this batch, before its update; of a replica, its part of
-        them, to be summed.
+        mean cross-entropy, L2 term and accuracy on this batch, before its update; of a replica, its summands.
+
+    Raises:
+        UserError: this version of Keras cannot train on several replicas.
     """
     variables = model.trainable_variables
     decayed = decayed_variables(model, recipe.decay)
     decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay
-    image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+    image = tf.TensorSpec((None, *model.input_shape[1:]), image_dtype)
     signature = (image, tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.float32))
 
-    averaged = [] if average is None else ema_pairs(model, average)
+    averaged = [] if ema_model is None else ema_pairs(model, ema_model)
     ema = 0.0 if recipe.ema is None else recipe.ema
     # Synchronized statistics are the same everywhere as they are.
     statistics = [] if replicas == 1 or sync_bn else moving_statistics(model)
@@ -160,9 +154,9 @@ def make_train_step(
         if accumulate == 1:
             gradients, results = backward(images, labels)
         else:
-            gradients, results = _mean_of_parts(backward, images, labels, accumulate, unrolled=sync_bn)
+            gradients, results = _mean_over_microbatches(backward, images, labels, accumulate, unrolled=sync_bn)
         if replicas > 1:
-            gradients = sum_gradients(gradients)
+            gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         optimizer.apply(gradients, variables)
         sync_moving_stats(statistics)
         if averaged:
@@ -172,50 +166,45 @@ def make_train_step(
     return step
 
 
-def _mean_of_parts(
+def _mean_over_microbatches(
     backward: Backward, images: tf.Tensor, labels: tf.Tensor, count: int, unrolled: bool
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Means of what `backward` returns for each of `count` equal parts of a batch."""
+    """Means of what `backward` returns for each of `count` equal microbatches."""
 
-    def in_parts(whole: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(whole, tf.concat([[count, -1], tf.shape(whole)[1:]], axis=0))
+    def split(batch: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(batch, tf.concat([[count, -1], tf.shape(batch)[1:]], axis=0))
 
-    image_parts, label_parts = in_parts(images), in_parts(labels)
+    image_microbatches, label_microbatches = split(images), split(labels)
 
-    def of_part(k: tf.Tensor) -> list[tf.Tensor]:
+    def run_microbatch(k: tf.Tensor) -> list[tf.Tensor]:
         gradients, results = backward(
-            tf.ensure_shape(image_parts[k], images.shape), tf.ensure_shape(label_parts[k], labels.shape)
+            tf.ensure_shape(image_microbatches[k], images.shape), tf.ensure_shape(label_microbatches[k], labels.shape)
         )
         return [value / count for value in (*gradients, results)]
 
     def add(k: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        return k + 1, [total + value for total, value in zip(sums, of_part(k), strict=True)]
+        return k + 1, [total + value for total, value in zip(sums, run_microbatch(k), strict=True)]
 
     if unrolled:
         # Replicas cannot meet inside a loop of a graph, as synchronized statistics must.
-        sums = of_part(tf.constant(0))
+        sums = run_microbatch(tf.constant(0))
         for k in range(1, count):
             with tf.control_dependencies(sums):
                 _, sums = add(tf.constant(k), sums)
         return sums[:-1], sums[-1]
-    # One part at a time: to hold the activations of a part alone is what this is for.
+    # One at a time: to hold the activations of a single microbatch is what this is for.
     _, sums = tf.while_loop(
-        lambda k, _: k < count, add, (tf.constant(1), of_part(tf.constant(0))), parallel_iterations=1
+        lambda k, _: k < count, add, (tf.constant(1), run_microbatch(tf.constant(0))), parallel_iterations=1
     )
     return sums[:-1], sums[-1]
 
 
-def make_multi_step(step: TrainStep, model: keras.Model) -> TrainStep:
-    """Compile several updates into one call, for devices that finish a step before the host can ask for the next.
+def make_multi_step(step: TrainStep, model: keras.Model, image_dtype: tf.DType = tf.uint8) -> TrainStep:
+    """Compile several steps into one call, for devices that finish a step before the host can ask for the next.
 
-    Args:
-        step: a `make_train_step`.
-        model: its model.
-
-    Returns:
-        steps(images uint8 (K, B, H, W, C), labels int32 (K, B), learning_rates float32 (K,)) -> float32 (K, 3).
+    steps(images uint8 (K, B, H, W, C), labels int32 (K, B), learning_rates float32 (K,)) -> float32 (K, 3).
     """
-    image = tf.TensorSpec((None, None, *model.input_shape[1:]), tf.uint8)
+    image = tf.TensorSpec((None, None, *model.input_shape[1:]), image_dtype)
     signature = (image, tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None,), tf.float32))
 
     @tf.function(input_signature=signature)
@@ -229,42 +218,25 @@ def make_multi_step(step: TrainStep, model: keras.Model) -> TrainStep:
     return steps
 
 
-class Switch(Protocol):
-    """A change of what trains, at one iteration of a run."""
+def group_batches(
+    batches: Iterable[Batch], start: int, size: int, is_boundary: Callable[[int], bool]
+) -> Iterator[list[Batch]]:
+    """Group the batches from step `start` on by `size`, one group a call.
 
-    at: int
+    No group reaches over a number of steps done for which `is_boundary` is true.
+    """
+    group = []
+    for done, batch in enumerate(batches, start=start + 1):
+        group.append(batch)
+        if len(group) == size or is_boundary(done):
+            yield group
+            group = []
 
-    def functions(self, step: int) -> tuple[TrainStep, TrainStep]:
-        """One update and several in one call, as they are from update `step` on until the switch or the end."""
-        ...
 
-
-class StepRunner:
-    """Hands batches to the compiled update that is in force."""
-
-    def __init__(self, step: TrainStep, steps: TrainStep | None, per_call: int, switch: Switch | None) -> None:
-        """Take one update, several in one call where `per_call` is above 1, and what changes them during the run."""
-        self._step, self._steps = step, steps or step
-        self._per_call, self._switch = per_call, switch
-
-    def groups(self, batches: Iterable[Batch], start: int, is_boundary: Callable[[int], bool]) -> Iterator[list[Batch]]:
-        """Batches of one call each, from update `start` on; none reaches over the switch or a boundary.
-
-        `is_boundary` is asked about a number of updates done.
-        """
-        group = []
-        for done, batch in enumerate(batches, start=start + 1):
-            group.append(batch)
-            at_switch = self._switch is not None and done == self._switch.at
-            if len(group) == self._per_call or at_switch or is_boundary(done):
-                yield group
-                group = []
-
-    def run(self, start: int, group: list[Batch], rates: np.ndarray) -> Any:
-        """Results (n, 3) of the n updates from `start` on, at the learning rates (n,)."""
-        if self._switch is not None:
-            self._step, self._steps = self._switch.functions(start)
-        if len(group) == 1:
-            return self._step(*group[0], rates[0])[None]
-        first, second = (np.stack(part) for part in zip(*group, strict=True))
-        return self._steps(first, second, rates)
+def run_group(functions: StepFunctions, group: list[Batch], learning_rates: np.ndarray) -> Any:
+    """Results (n, 3) of the steps on n batches at the learning rates (n,)."""
+    step, multi_step = functions
+    if len(group) == 1:
+        return step(*group[0], learning_rates[0])[None]
+    first, second = (np.stack(column) for column in zip(*group, strict=True))
+    return multi_step(first, second, learning_rates)

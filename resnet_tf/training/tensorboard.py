@@ -29,10 +29,10 @@ Pictures = Callable[[], dict[str, NDArray[np.uint8]]]
 
 
 class TensorBoardLog:
-    """Writes each evaluation's numbers and, every few evaluations, pictures and histograms.
+    """Writes each evaluation's numbers and, every few evaluations from the first on, pictures and histograms.
 
     Gradients are those of the mean cross-entropy of one fixed batch in training mode, taken on a copy of the
-    network, so that looking changes nothing of the run.
+    network, so that looking changes nothing of the run. Raises UserError where tensorboard is not installed.
     """
 
     def __init__(
@@ -43,18 +43,6 @@ class TensorBoardLog:
         pictures: Pictures,
         every: int,
     ) -> None:
-        """Start an event file.
-
-        Args:
-            folder: made if missing.
-            model: the stock model that is trained.
-            batch: training images uint8 (B, H, W, C) and labels (B,) for the gradients.
-            pictures: returns RGB pictures, uint8 (H, W, 3), by tag.
-            every: evaluations between pictures and histograms; the first has them.
-
-        Raises:
-            UserError: tensorboard is not installed.
-        """
         optional_import("tensorboard", "tensorboard")
         self._model, self._batch, self._pictures, self._every = model, batch, pictures, every
         with recursion_limit(len(model.layers)):
@@ -62,19 +50,15 @@ class TensorBoardLog:
         self._gradients = _make_gradients(self._copy)
         self._writer = tf.summary.create_file_writer(str(folder))
 
-    def __call__(self, rows: list[dict[str, Any]]) -> None:
-        """Write the newest of the evaluations so far.
-
-        Raises:
-            OSError: the disk refuses.
-        """
-        row = rows[-1]
+    def __call__(self, history: list[dict[str, Any]]) -> None:
+        """Write the newest of the evaluations so far; raise OSError where the disk refuses."""
+        newest = history[-1]
         try:
-            with self._writer.as_default(step=row["iteration"]):
+            with self._writer.as_default(step=newest["iteration"]):
                 for tag, key in _SCALARS.items():
-                    if row.get(key) is not None:
-                        tf.summary.scalar(tag, row[key])
-                if (len(rows) - 1) % self._every == 0:
+                    if newest.get(key) is not None:
+                        tf.summary.scalar(tag, newest[key])
+                if (len(history) - 1) % self._every == 0:
                     self._write_histograms()
                     self._write_pictures()
             self._writer.flush()
@@ -97,10 +81,9 @@ class TensorBoardLog:
 
 
 def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
-    """The kernels of the first convolution side by side, uint8 (H, W, 3); gray is zero.
+    """The kernels of the first convolution side by side, uint8 (H, W, 3), or None where there is no convolution.
 
-    Kernels over three channels are shown as colors, others as the mean over their channels.
-    None where the model has no convolution.
+    Zero is gray. Kernels over three channels are shown as colors, others as the mean over their channels.
     """
     first = next((layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
     if first is None:
@@ -112,11 +95,11 @@ def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
     shades = shades.repeat(_TILE, axis=0).repeat(_TILE, axis=1)
     height, width, _, count = shades.shape
     columns = int(np.ceil(np.sqrt(count)))
-    canvas = np.full((-(-count // columns) * (height + 2), columns * (width + 2), 3), 255, np.uint8)
+    image = np.full((-(-count // columns) * (height + 2), columns * (width + 2), 3), 255, np.uint8)
     for index in range(count):
         top, left = index // columns * (height + 2) + 1, index % columns * (width + 2) + 1
-        canvas[top : top + height, left : left + width] = shades[..., index]
-    return canvas
+        image[top : top + height, left : left + width] = shades[..., index]
+    return image
 
 
 def _make_gradients(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:

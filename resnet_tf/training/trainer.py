@@ -7,18 +7,34 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.training.checkpoint import TrainState, make_checkpoint_manager, run_variables
+from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice
+from resnet_tf.data.loader import TrainLoader
+from resnet_tf.errors import UserError
+from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState, checkpoint_variables
 from resnet_tf.training.distribute import DecisionSync, Distribution
-from resnet_tf.training.logs import write_rows
+from resnet_tf.training.evaluator import Evaluator
+from resnet_tf.training.fine_tune import UnfreezeAt
+from resnet_tf.training.logs import History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.runtime import StopRequest
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.state import Diverged, Intervals, Loader, Logger, MetricTotals, Peers, Stopped, Validate
-from resnet_tf.training.step import StepRunner, Switch, TrainStep
+from resnet_tf.training.step import TrainStep, group_batches, run_group
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal of this number asked for a stop after `step` steps, and the run is saved."""
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"stopped by signal {signal} after {step} iterations")
+        self.signal, self.step = signal, step
+
+
+class Diverged(UserError):  # noqa: N818
+    """The loss became infinite or NaN."""
 
 
 class Trainer:
-    """One run: a model that goes from its first to its last update in a run folder.
+    """Trains a model from its first to its last step in a run directory.
 
     Everything that the future depends on is in the variables or in `TrainState`, and goes into
     each checkpoint; so a run that is stopped anywhere and resumed ends with the same bits.
@@ -30,276 +46,233 @@ class Trainer:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         step: TrainStep,
+        multi_step: TrainStep | None = None,  # needed where `steps_per_execution` is above 1
+        steps_per_execution: int = 1,
         schedule: Schedule,
-        batches: Loader,
-        validate: Validate | None,
-        save_best: Callable[[dict[str, Any]], None],
-        folder: RunDir,
-        intervals: Intervals,
-        reporter: Logger,
-        rollbacks: int = 0,
-        patience: int = 0,
-        steps: TrainStep | None = None,
-        steps_per_call: int = 1,
-        evaluate_train: Validate | None = None,
-        on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
-        switch: Switch | None = None,
-        average: keras.Model | None = None,
-        peers: Peers | None = None,
+        loader: TrainLoader | PrefetchToDevice | DeviceCachedLoader,
+        evaluate: Evaluator | None,  # on the validation images, where there are any
+        evaluate_train: Evaluator | None = None,  # on the training images in inference mode
+        save_best: Callable[[dict[str, Any]], None],  # gets `best`; may raise OSError
+        run_dir: RunDir,
+        evaluate_every: int | None = None,  # steps; None is once an epoch
+        checkpoint_every: int | None = None,  # steps; None is by the clock and at each evaluation
+        checkpoint_seconds: float | None = 300.0,  # where `checkpoint_every` is None; None is no clock
+        logger: TrainLogger,
+        rollbacks: int = 0,  # how often a diverged run goes back to its last checkpoint with half the learning rate
+        patience: int = 0,  # evaluations without a gain of validation accuracy that end the run; 0 is never
+        on_evaluation: Callable[[History], None] | None = None,  # what it raises ends the run, which is saved by then
+        unfreeze: UnfreezeAt | None = None,  # gives the steps in place of `step` and `multi_step`
+        ema_model: keras.Model | None = None,
+        distribution: Distribution | None = None,
     ) -> None:
-        """Wire a run; `resume` and `run` do the work.
-
-        Args:
-            model: stock model.
-            optimizer: built over its trainable variables.
-            step: compiled update.
-            schedule: learning rates of the whole run.
-            batches: data by step.
-            validate: returns loss and accuracy on the validation part; None where there is none.
-            save_best: writes the model that has the best validation accuracy so far; may raise OSError.
-            folder: claimed run folder.
-            intervals: when to evaluate and to save.
-            reporter: where progress goes.
-            patience: evaluations without a gain of validation accuracy after which the run ends; 0 for never.
-            steps: several updates in one call; needed where `steps_per_call` is above 1.
-            steps_per_call: updates in one call.
-            rollbacks: how often a diverged run goes back to its last checkpoint with half the learning rate.
-            evaluate_train: returns loss and accuracy on the training part in inference mode; None leaves it out.
-            on_evaluation: gets all rows after each evaluation, when they and the checkpoint are on the disk;
-                what it raises ends the run.
-            switch: gives other updates than `step` and `steps` on either side of its iteration.
-            average: the model that holds the moving averages of the weights, where the steps move one.
-            peers: the processes that share the run; None where there is one.
-        """
-        peers = peers or Distribution()
-        self.model = model
-        self.optimizer = optimizer
-        self.updates = StepRunner(step, steps, steps_per_call, switch)
-        self.schedule = schedule
-        self.batches = batches
-        self.validate = validate
-        self.save_best = save_best
-        self.folder = folder
-        self.intervals = intervals
-        self.reporter = reporter
-        self.rollbacks = rollbacks
-        self.patience = patience
-        self.evaluate_train = evaluate_train
-        self.on_evaluation = on_evaluation
-        self.average = average
+        distribution = distribution or Distribution()
+        self.model, self.optimizer, self.ema_model = model, optimizer, ema_model
+        self.schedule, self.loader, self.run_dir, self.logger = schedule, loader, run_dir, logger
+        self.evaluate, self.evaluate_train = evaluate, evaluate_train
+        self.save_best, self.on_evaluation = save_best, on_evaluation
+        self.evaluate_every = evaluate_every or loader.steps_per_epoch
+        self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
+        self.rollbacks, self.patience = rollbacks, patience
         self.step = 0
-        self.rows: list[dict[str, Any]] = []
+        self.history: History = []
         self.best: dict[str, Any] | None = None
-        self._since = MetricTotals()
-        self._rolled_back = 0
+        self._functions, self._unfreeze = (step, multi_step or step), unfreeze
+        self._steps_per_execution = steps_per_execution
+        self._totals = MetricTotals()
+        self._rollbacks_done = 0
         self._seconds = 0.0
-        self._keeper = make_checkpoint_manager(folder, reporter.log, peers)
-        self._agreement = DecisionSync(peers)
+        self._checkpoints = CheckpointManager(run_dir, logger.log, distribution)
+        self._decisions = DecisionSync(distribution)
         self._saved_at = time.monotonic()
 
     @property
     def iterations(self) -> int:
-        """Updates of the whole run, unless it ends early."""
+        """Steps of the whole run, unless it ends early."""
         return self.schedule.iterations
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the validation accuracy has not risen for as many evaluations as it may.
+    def should_stop_early(self) -> bool:
+        """Whether the validation accuracy has not risen for `patience` evaluations.
 
-        Where the training has two phases, that of the second: the first has its end.
+        Where the network unfreezes during the run, those after that moment count.
         """
-        start = self.schedule.switch_at or 0
-        accuracies = [row["validation_accuracy"] for row in self.rows if row["iteration"] > start]
+        start = self.schedule.unfreeze_at or 0
+        accuracies = [metrics["validation_accuracy"] for metrics in self.history if metrics["iteration"] > start]
         if not self.patience or len(accuracies) <= self.patience or accuracies[-1] is None:
             return False
         return max(accuracies[-self.patience :]) <= max(accuracies[: -self.patience])
 
     @property
     def ended(self) -> bool:
-        """Whether there is no update left to make."""
-        return self.step >= self.iterations or self.exhausted
+        """Whether there is no step left to make."""
+        return self.step >= self.iterations or self.should_stop_early
 
     def resume(self) -> bool:
-        """Take up the newest whole checkpoint of the folder, if there is one.
-
-        Returns:
-            Whether there was one.
-
-        Raises:
-            UserError: no checkpoint is whole, or it belongs to another network.
-        """
-        state = self._keeper.load(self._variables())
+        """Take up the newest whole checkpoint of the run directory; return whether there was one."""
+        state = self._checkpoints.load(self._variables())
         if state is None:
             return False
-        self.step, self.rows, self.best = state.step, state.rows, state.best
+        self.step, self.history, self.best = state.step, state.history, state.best
         self.schedule.state = state.schedule
-        self._since, self._seconds, self._rolled_back = state.since, state.seconds, state.rolled_back
+        self._totals, self._seconds, self._rollbacks_done = state.totals, state.seconds, state.rollbacks
         return True
 
-    def run(self) -> None:
-        """Train to the last update, from wherever the run is.
+    def fit(self) -> None:
+        """Train to the last step, from wherever the run is.
 
-        Raises:
-            Stopped: a signal came; the run is saved.
-            Diverged: the loss is not finite, and there is no rollback left.
-            UserError: the log of the iterations is shorter than the checkpoint says.
+        Raises Stopped where a signal came and the run is saved, Diverged where no rollback is left.
         """
         with StopRequest() as stop:
             while not self.ended:
                 try:
-                    self._keeper.open_log(self.step)
-                    self._run_until_stop(stop)
+                    self._checkpoints.open_step_log(self.step)
+                    self._fit_from_here(stop)
                 except Diverged as error:
-                    if self._rolled_back >= self.rollbacks:
+                    if self._rollbacks_done >= self.rollbacks:
                         raise
                     self._roll_back(str(error))
 
-    def _run_until_stop(self, stop: StopRequest) -> None:
+    def _fit_from_here(self, stop: StopRequest) -> None:
         pending: list[Any] = []
-        looked = self.step
+        flushed = self.step
         started = time.monotonic()
-        batches = self.batches.iterate(self.step, self.iterations)
+        batches = self.loader.iterate(self.step, self.iterations)
         try:
-            for group in self.updates.groups(batches, self.step, self._is_boundary):
-                rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
-                pending.append(self.updates.run(self.step, group, np.asarray(rates, np.float32)))
+            for group in group_batches(batches, self.step, self._steps_per_execution, self._is_boundary):
+                if self._unfreeze is not None:
+                    self._functions = self._unfreeze.functions(self.step)
+                learning_rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
+                pending.append(run_group(self._functions, group, np.asarray(learning_rates, np.float32)))
                 self.step += len(group)
-                evaluate, by_count = self._evaluation_due(self.step), self._checkpoint_due()
-                certain = evaluate or by_count or self.schedule.needs_batches
+                evaluate, by_count = self._evaluation_due(self.step), self._checkpoint_due(self.step)
                 by_clock = self._clock_due()
-                if not self._agreement.due(self.step - looked, certain, bool(stop.signal) or by_clock):
+                known_to_all = evaluate or by_count or self.schedule.needs_batches
+                if not self._decisions.due(self.step - flushed, known_to_all, bool(stop.signal) or by_clock):
                     continue
-                signal, save = self._agreement.reach(self.step - looked, stop.signal, by_count or by_clock)
-                self._take(np.concatenate([np.asarray(results) for results in pending]), rates[-1])
+                signal, save = self._decisions.sync_decisions(self.step - flushed, stop.signal, by_count or by_clock)
+                self.flush_metrics(np.concatenate([np.asarray(results) for results in pending]), learning_rates[-1])
                 pending.clear()
-                looked = self.step
+                flushed = self.step
                 if evaluate or save:
                     self._count_time(started)
-                    self._pause(evaluate, save, rates[-1])
-                    if self.exhausted:
-                        self.reporter.log(f"ending early: no better validation in {self.patience} evaluations")
+                    self.evaluate_and_save(evaluate, save, learning_rates[-1])
+                    if self.should_stop_early:
+                        self.logger.log(f"ending early: no better validation in {self.patience} evaluations")
                         return
                     started = time.monotonic()
-                # One that came during the pause waits for the next look where others must hear of it first.
-                signal = signal or (stop.signal if self._agreement.alone else None)
+                # One that came meanwhile waits for the next decision where others must hear of it first.
+                signal = signal or (stop.signal if self._decisions.alone else None)
                 if signal and self.step < self.iterations:
-                    if self._keeper.saved_step < self.step:
+                    if self._checkpoints.saved_step < self.step:
                         self._count_time(started)
-                        self._pause(False, True, rates[-1])
+                        self.evaluate_and_save(False, True, learning_rates[-1])
                     raise Stopped(signal, self.step)
-                self._agreement.go_on()
+                self._decisions.restart_clock()
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()  # type: ignore[union-attr]
 
-    def _evaluation_due(self, step: int) -> bool:
-        return step % (self.intervals.evaluate or self.batches.steps_per_epoch) == 0 or step == self.iterations
-
-    def _is_boundary(self, step: int) -> bool:
-        """Whether the loop must look up after `step` updates, so that no call may reach over them."""
-        every = self.intervals.checkpoint_iterations
-        saving = every is not None and step % every == 0
-        return self._evaluation_due(step) or saving or self.schedule.needs_batches
-
-    def _pause(self, evaluate: bool, save: bool, rate: float) -> None:
-        """What happens between two updates; `rate` was the learning rate of the one before."""
-        self._check_variables()
-        if evaluate:
-            self._evaluate(rate)
-        if save or (evaluate and (self.intervals.checkpoint_iterations is None or self.exhausted)):
-            self._save()
-        if evaluate and self.on_evaluation is not None:
-            began = time.monotonic()
-            self.on_evaluation(self.rows)
-            self._seconds += time.monotonic() - began
-
-    def _take(self, results: np.ndarray, rate: float) -> None:
-        """Take in the results (n, 3) of the last n updates."""
+    def flush_metrics(self, results: np.ndarray, learning_rate: float) -> None:
+        """Take in the results (n, 3) of the last n steps."""
         finite = np.isfinite(results[:, 0])
         if not finite.all():
             first = int(np.argmin(finite))
             raise self._diverged(f"the loss is {results[first, 0]}", self.step - len(results) + first)
-        self._keeper.log.append(results)
-        self._since.add(results)
+        self._checkpoints.log_steps(results)
+        self._totals.add(results)
         if self.schedule.needs_batches:
             for loss, _, accuracy in results.tolist():
                 self.schedule.observe_batch(loss, 1.0 - accuracy)
-        self.reporter.progress(self.step, results, rate)
+        self.logger.progress(self.step, results, learning_rate)
 
-    def _check_variables(self) -> None:
-        """A finite loss can come before the update that breaks the weights: look before they are saved."""
+    def evaluate_and_save(self, evaluate: bool, save: bool, learning_rate: float) -> None:
+        """Do what is due between two steps; `learning_rate` was that of the one before."""
+        # A finite loss can come before the step that breaks the weights: look before they are saved.
         if not all(np.isfinite(np.asarray(v)).all() for v in self.model.variables):
             raise self._diverged("a variable of the model is not finite", self.step - 1)
+        if evaluate:
+            self._evaluate(learning_rate)
+        if save or (evaluate and (self.checkpoint_every is None or self.should_stop_early)):
+            self._save()
+        if evaluate and self.on_evaluation is not None:
+            began = time.monotonic()
+            self.on_evaluation(self.history)
+            self._seconds += time.monotonic() - began
 
-    def _diverged(self, what: str, update: int) -> Diverged:
-        rate = self.schedule.learning_rate(update)
-        return Diverged(
-            f"{what} at iteration {update}, learning rate {rate:g} ({self._keeper.saved}); "
-            "use a lower --learning-rate, a --warmup or --on-nan rollback"
-        )
-
-    def _evaluate(self, rate: float) -> None:
+    def _evaluate(self, learning_rate: float) -> None:
         began = time.monotonic()
-        row: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "iteration": self.step,
-            "epoch": round(self.step / self.batches.steps_per_epoch, 4),
-            "learning_rate": rate,
-            **self._since.means(),
+            "epoch": round(self.step / self.loader.steps_per_epoch, 4),
+            "learning_rate": learning_rate,
+            **self._totals.means(),
             "validation_loss": None,
             "validation_accuracy": None,
             "train_eval_loss": None,
             "train_eval_accuracy": None,
-            "images_per_second": round(self._since.updates * self.batches.batch_size / self._since.seconds, 1),
+            "images_per_second": round(self._totals.steps * self.loader.batch_size / self._totals.seconds, 1),
         }
-        if self.validate is not None:
-            row["validation_loss"], row["validation_accuracy"] = self.validate()
-            self.schedule.observe_validation(row["validation_accuracy"])
+        if self.evaluate is not None:
+            metrics["validation_loss"], metrics["validation_accuracy"] = self.evaluate()
+            self.schedule.observe_validation(metrics["validation_accuracy"])
         if self.evaluate_train is not None:
-            row["train_eval_loss"], row["train_eval_accuracy"] = self.evaluate_train()
+            metrics["train_eval_loss"], metrics["train_eval_accuracy"] = self.evaluate_train()
         took = time.monotonic() - began
         self._seconds += took
-        row["evaluation_seconds"] = round(took, 3)
-        row["seconds"] = round(self._seconds, 1)
-        self.rows.append(row)
-        self._since = MetricTotals()
-        accuracy = row["validation_accuracy"]
+        metrics["evaluation_seconds"] = round(took, 3)
+        metrics["seconds"] = round(self._seconds, 1)
+        self.history.append(metrics)
+        self._totals = MetricTotals()
+        accuracy = metrics["validation_accuracy"]
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
             best = {"iteration": self.step, "validation_accuracy": accuracy}
-            if self._keeper.try_write("best.keras", lambda: self.save_best(best)):
+            if self._checkpoints.try_write("best.keras", lambda: self.save_best(best)):
                 self.best = best
-        self._keeper.try_write("metrics.csv", lambda: write_rows(self.folder.path, self.rows))
-        self.reporter.evaluated(row)
-
-    def _checkpoint_due(self) -> bool:
-        every = self.intervals.checkpoint_iterations
-        return every is not None and (self.step % every == 0 or self.step == self.iterations)
-
-    def _clock_due(self) -> bool:
-        seconds = None if self.intervals.checkpoint_iterations is not None else self.intervals.checkpoint_seconds
-        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+        self._checkpoints.try_write("metrics.csv", lambda: write_history(self.run_dir.path, self.history))
+        self.logger.evaluated(metrics)
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        state = TrainState(
-            self.step, self.rows, self.best, self.schedule.state, self._since, self._seconds, self._rolled_back
-        )
-        self._keeper.save(self._variables(), state)
+        progress = self._totals, self._seconds, self._rollbacks_done
+        state = TrainState(self.step, self.history, self.best, self.schedule.state, *progress)
+        self._checkpoints.save(self._variables(), state)
 
     def _roll_back(self, why: str) -> None:
-        self.reporter.log(why)
-        rolled_back, best = self._rolled_back + 1, self.best
+        self.logger.log(why)
+        rollbacks, best = self._rollbacks_done + 1, self.best
         if not self.resume():
             raise Diverged(f"{why}; there is no checkpoint to roll back to")
-        self.schedule.state["factor"] *= 0.5 ** (rolled_back - self._rolled_back)
-        self._rolled_back = rolled_back
+        self.schedule.state["factor"] *= 0.5 ** (rollbacks - self._rollbacks_done)
+        self._rollbacks_done = rollbacks
         self.best = best  # best.keras is on the disk, whatever came after it
-        self.reporter.log(
+        self.logger.log(
             f"rolled back to iteration {self.step} with the learning rate times {self.schedule.state['factor']:g}"
         )
 
+    def _diverged(self, what: str, step: int) -> Diverged:
+        return Diverged(
+            f"{what} at iteration {step}, learning rate {self.schedule.learning_rate(step):g} "
+            f"({self._checkpoints.describe_saved()}); use a lower --learning-rate, a --warmup or --on-nan rollback"
+        )
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step % self.evaluate_every == 0 or step == self.iterations
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return self.checkpoint_every is not None and (step % self.checkpoint_every == 0 or step == self.iterations)
+
+    def _clock_due(self) -> bool:
+        seconds = None if self.checkpoint_every is not None else self.checkpoint_seconds
+        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+
+    def _is_boundary(self, step: int) -> bool:
+        """Whether no call may reach over this number of steps done."""
+        unfreezing = self._unfreeze is not None and step == self._unfreeze.step
+        return unfreezing or self._evaluation_due(step) or self._checkpoint_due(step) or self.schedule.needs_batches
+
     def _count_time(self, started: float) -> None:
         took = time.monotonic() - started
-        self._since.seconds += took
+        self._totals.seconds += took
         self._seconds += took
 
     def _variables(self) -> dict[str, keras.Variable]:
-        return run_variables(self.model, self.optimizer, self.average)
+        return checkpoint_variables(self.model, self.optimizer, self.ema_model)

@@ -1,6 +1,6 @@
 """Ends a process whose fellow workers do not come; runs by itself, from this file, and needs nothing but Python.
 
-usage: waiting.py PROCESS SECONDS OWN_NUMBER ADDRESS…
+usage: watchdog.py PROCESS SECONDS OWN_INDEX ADDRESS…
 
 TensorFlow waits for the workers of a cluster in C++ for an hour or so, holding the interpreter's lock, and is deaf to
 SIGTERM meanwhile: neither a thread nor a signal handler of the process itself can end that. This one does, unless
@@ -14,7 +14,7 @@ import socket
 import sys
 
 
-def answers(address: str) -> bool:
+def is_listening(address: str) -> bool:
     """Whether something listens at "host:port"."""
     host, _, port = address.rpartition(":")
     try:
@@ -25,12 +25,11 @@ def answers(address: str) -> bool:
 
 
 def main() -> None:
-    """Wait, say who is missing, and end the process."""
     process, seconds, own = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if select.select([sys.stdin], [], [], seconds)[0]:
         return  # all are there, or the process has ended
-    missing = [f"{n} ({a})" for n, a in enumerate(sys.argv[4:]) if n != own and not answers(a)]
+    missing = [f"{n} ({a})" for n, a in enumerate(sys.argv[4:]) if n != own and not is_listening(a)]
     who = f"worker {', '.join(missing)}" if missing else "some worker"
     print(
         f"resnet-tf: error: {who} did not answer within {seconds:g} s (RESNET_TF_PEER_TIMEOUT); "

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from resnet_tf.cli.command import load_tensorflow
-from tests.distributed.harness import FLAGS, alone, farthest, first_loss, kill_one, loss_of_parts, together
+from tests.distributed.harness import FLAGS, alone, farthest, first_loss, kill_one, loss_of_shards, together
 
 SYNC = (*FLAGS, "--sync-bn")
 LONG = (*FLAGS, "--iterations", "150", "--batch-size", "32", "--checkpoint-every", "10", "--eval-every", "60")
@@ -37,9 +37,9 @@ def compare(work: Path, findings: Findings) -> None:
         own = alone(work / f"mirrored{count}", *FLAGS, *replicas)
         others = together(count, work / f"workers{count}", *FLAGS)
         findings.add(f"own BN, {count} workers from mirrored {count}", farthest(own, others, True), 1e-5)
-        loss = loss_of_parts(count, *FLAGS)
-        findings.add(f"first loss, mirrored {count} from {count} parts", abs(first_loss(own) - loss), 1e-6)
-        findings.add(f"first loss, {count} workers from {count} parts", abs(first_loss(others) - loss), 1e-6)
+        loss = loss_of_shards(count, *FLAGS)
+        findings.add(f"first loss, mirrored {count} from {count} shards", abs(first_loss(own) - loss), 1e-6)
+        findings.add(f"first loss, {count} workers from {count} shards", abs(first_loss(others) - loss), 1e-6)
 
 
 def kill(work: Path, findings: Findings) -> None:

@@ -74,8 +74,8 @@ def first_loss(folder: Path) -> float:
     return float(read_iterations(folder / "iterations.bin")["loss"][0])
 
 
-def loss_of_parts(parts: int, *flags: str) -> float:
-    """The mean loss of the stock network, fed the first batch in equal parts, as one process with one device has it."""
+def loss_of_shards(shards: int, *flags: str) -> float:
+    """The mean loss of the stock network, fed the first batch in equal shards, on one device."""
     import keras
     import tensorflow as tf
 
@@ -94,7 +94,7 @@ def loss_of_parts(parts: int, *flags: str) -> float:
     )
     losses = [
         tf.nn.sparse_softmax_cross_entropy_with_logits(part, network(pixels, training=True)).numpy().mean()
-        for pixels, part in zip(np.split(images, parts), np.split(labels, parts), strict=True)
+        for pixels, part in zip(np.split(images, shards), np.split(labels, shards), strict=True)
     ]
     return float(np.mean(losses))
 

@@ -40,7 +40,7 @@ class Run:
         with replicas.scope():
             keras.utils.set_random_seed(1)
             self.model = cifar_resnet(8, version=1, input_shape=(16, 16, 3), mean=(125.0,) * 3, std=(63.0,) * 3)
-            self.average = None if recipe.ema is None else make_ema(self.model)
+            self.ema_model = None if recipe.ema is None else make_ema(self.model)
             self.optimizer = make_optimizer(recipe, policy)
             self.optimizer.build(self.model.trainable_variables)
             view = fused_view(self.model, policy, sync_bn=sync_bn)
@@ -51,18 +51,18 @@ class Run:
                 recipe,
                 jit_compile=False,
                 accumulate=recipe.accumulate,
-                average=self.average,
+                ema_model=self.ema_model,
                 replicas=replicas.count,
                 sync_bn=sync_bn,
             )
         self.step = replicas.step(of_replica, recipe.accumulate)
 
-    def train(self, steps: int, rate: float = 0.01) -> np.ndarray:
-        return np.array([self.step(*some_batch(k), np.float32(rate)).numpy() for k in range(steps)])
+    def train(self, steps: int, learning_rate: float = 0.01) -> np.ndarray:
+        return np.array([self.step(*some_batch(k), np.float32(learning_rate)).numpy() for k in range(steps)])
 
     def variables(self) -> dict[str, keras.Variable]:
         found = {v.path: v for v in [*self.model.variables, *self.optimizer.variables]}
-        return found | ({} if self.average is None else {f"average/{v.path}": v for v in self.average.variables})
+        return found | ({} if self.ema_model is None else {f"average/{v.path}": v for v in self.ema_model.variables})
 
 
 def farthest(one: Run, other: Run) -> float:
@@ -79,11 +79,13 @@ def agree(run: Run) -> bool:
     return all(all(np.array_equal(copy[0], other) for other in copy) for copy in copies)
 
 
-def difference(pair: Distribution, steps: int, rate: float = 0.01, policy: str = "float32", **changes: object) -> float:
+def difference(
+    pair: Distribution, steps: int, learning_rate: float = 0.01, policy: str = "float32", **changes: object
+) -> float:
     """What two replicas with synchronized statistics and one device differ by after some steps of a recipe."""
     recipe = dataclasses.replace(RECIPE, **changes)  # type: ignore[arg-type]
     runs = [Run(replicas, recipe, sync_bn=True, policy=policy) for replicas in (Distribution(), pair)]
-    results = [run.train(steps, rate) for run in runs]
+    results = [run.train(steps, learning_rate) for run in runs]
     assert np.abs(results[0] - results[1]).max() < 1e-4, results
     return farthest(*runs)
 
@@ -153,9 +155,9 @@ def main() -> None:
     set_threads(1)
     pair = make_distribution("mirrored", "cpu", 2)
     found: dict[str, object] = {"replicas": pair.count, "large_mean": large_mean(pair)}
-    found["sync"] = difference(pair, 20, rate=0.001)
+    found["sync"] = difference(pair, 20, learning_rate=0.001)
     found["nesterov, clipped, averaged"] = difference(pair, 3, nesterov=True, clip_norm=0.5, ema=0.9)
-    found["adamw, accumulated"] = difference(pair, 2, rate=1e-4, optimizer="adamw", accumulate=2)
+    found["adamw, accumulated"] = difference(pair, 2, learning_rate=1e-4, optimizer="adamw", accumulate=2)
     found["float16"] = difference(pair, 2, policy="mixed_float16")
     own = Run(pair)
     found["halves"] = halves(own)
