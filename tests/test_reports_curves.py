@@ -26,7 +26,7 @@ def course(iterations=400, steps_per_epoch=100):
 
 
 def test_drops_of_a_piecewise_schedule():
-    assert find_drops(course().rates) == [200, 300]
+    assert find_drops(course().learning_rates) == [200, 300]
 
 
 def test_a_sliding_schedule_has_no_drops():
@@ -54,11 +54,11 @@ def test_the_envelope_keeps_every_peak():
 def test_the_course_of_a_run_folder(finished_run):
     folder, _, report = finished_run
     read = courses.read_history(folder)
-    assert len(read.losses) == len(read.rates) == report["iterations"] == 12
+    assert len(read.losses) == len(read.learning_rates) == report["iterations"] == 12
     assert read.steps_per_epoch == report["steps_per_epoch"] == 11
     # he2016 shortened to 12 iterations: 0.01 for the warm-up, then 0.1, tenths from 6 and 9 on.
-    np.testing.assert_allclose(read.rates, [0.01, *[0.1] * 5, *[0.01] * 3, *[0.001] * 3])
-    assert find_drops(read.rates) == [6, 9]
+    np.testing.assert_allclose(read.learning_rates, [0.01, *[0.1] * 5, *[0.01] * 3, *[0.001] * 3])
+    assert find_drops(read.learning_rates) == [6, 9]
     assert read.column("validation_accuracy")[0][-1] == 12
 
 
@@ -76,7 +76,7 @@ def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_
     early = {"iteration": "1", "epoch": "0.0", "learning_rate": "0.01"}
     fields = dict(zip(header.split(","), row.split(","), strict=True)) | early
     (tmp_path / "metrics.csv").write_text(f"{header}\n{','.join(fields.values())}\n")
-    assert courses.read_history(tmp_path).rates.tolist() == [0.01]
+    assert courses.read_history(tmp_path).learning_rates.tolist() == [0.01]
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -27,9 +28,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def entry(folder, finished_run):
+def entry(folder, finished_run, tmp_path):
     """One entry, resnet8_v2:shapes, from a run of 12 iterations."""
-    tool.main([str(finished_run[0])])
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    (run / "command.txt").write_text("resnet-tf train\n")
+    tool.main([str(run)])
     return "resnet8_v2:shapes"
 
 

@@ -27,7 +27,7 @@ def compare_runs(folders: Sequence[Path], histories: Sequence[Sequence[dict[str,
         key = json.dumps(compared, sort_keys=True)
         known.setdefault(key, compared)
         groups.setdefault(key, []).append(_values(folder, settings, report or {}, history))
-    lines = [_HEAD]
+    lines: list[tuple[str, ...]] = [_HEAD]
     for group in groups.values():
         lines += [_line(values) for values in group]
         if len({values[4] for values in group}) > 1:
@@ -67,8 +67,9 @@ def _values(folder: Path, settings: Settings, report: dict[str, Any], history: S
 
 
 def _line(values: Sequence[Any]) -> tuple[str, ...]:
-    formats = (str, str, "{:,}".format, str, str, "{:.2f}".format, "{:.2f}".format, "{:.0f}".format, clock)
-    return tuple("-" if value is None else form(value) for form, value in zip(formats, values, strict=True))
+    formats = ("", "", ",", "", "", ".2f", ".2f", ".0f")
+    cells = ["-" if value is None else format(value, form) for value, form in zip(values, formats, strict=False)]
+    return (*cells, "-" if values[-1] is None else clock(values[-1]))
 
 
 def _mean_line(group: Sequence[Sequence[Any]]) -> tuple[str, ...]:

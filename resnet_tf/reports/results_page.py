@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.models.registry import own_shortcut
 from resnet_tf.recipes import default_recipe
 from resnet_tf.reports.compare import clock
 from resnet_tf.reports.runs import (
@@ -17,7 +16,6 @@ from resnet_tf.reports.runs import (
     read_results,
     read_run,
     run_folders,
-    shortcut_of,
 )
 from resnet_tf.reports.tables import (
     PUBLISHED,
@@ -30,7 +28,6 @@ from resnet_tf.reports.tables import (
 )
 
 PAGE = "README.md"
-NOT_RUN = "resnet110_v2"  # too large for the machines at hand: only a short run shows what it takes
 
 _START = """# Results
 
@@ -53,17 +50,14 @@ A difference that is not beyond chance shows neither that the change matters nor
 def results_page(place: Path) -> str:
     """The whole page, Markdown; the same folders give the same bytes. Raises UserError where a run is damaged."""
     results = read_results(place)
-    smoke = place / SMOKE / NOT_RUN
-    row, paragraph = _smoke_run(smoke) if (smoke / REPORT).is_file() else _never_run()
-    parts = [_START, results_table(results, [row])]
-    parts += [_ABLATIONS.format(seeds=_seeds(results)), ablations_table(results)]
-    parts += ["## Runs", _runs_table(place), "The commands, with DIR for where CIFAR-10 lies:", _commands(place)]
-    command = f"    resnet-tf train --model {NOT_RUN} --recipe {default_recipe(NOT_RUN)} --data-dir DIR"
-    parts += [f"## {NOT_RUN}, not run here", paragraph, command]
+    sections = [_START, results_table(results)]
+    sections += [_ABLATIONS.format(seeds=_seeds(results)), ablations_table(results)]
+    sections += ["## Runs", _runs_table(place), "The commands, with DIR for where CIFAR-10 lies:", _commands(place)]
+    sections += [_smoke_run(path.parent) for path in sorted((place / SMOKE).glob(f"*/{REPORT}"))]
     others = sorted(path for name in (PAGE, "summary.json") for path in place.glob(f"*/{name}"))
     links = [path.relative_to(place).as_posix() for path in others if path.parent.name != SMOKE]
-    parts += ["## Other records", "\n".join(f"- [{link}]({link})" for link in links)] if links else []
-    return "\n\n".join(parts) + "\n"
+    sections += ["## Other records", "\n".join(f"- [{link}]({link})" for link in links)] if links else []
+    return "\n\n".join(sections) + "\n"
 
 
 def short_table(place: Path) -> str:
@@ -74,9 +68,9 @@ def short_table(place: Path) -> str:
         rows.append(
             (
                 first.network if first.default_network else f"{first.network}, {first.shortcut}",
-                first.recipe_cell,
-                first.split_cell,
-                first.data_cell,
+                first.recipe,
+                first.split,
+                first.data,
                 ", ".join(f"[{result.seed}]({place.name}/{result.place})" for result in group),
                 spread([100 - result.error for result in group]),
             )
@@ -86,8 +80,8 @@ def short_table(place: Path) -> str:
 
 def _seeds(results: Sequence[RunResult]) -> str:
     known = []
-    for data in sorted({result.data_cell for result in results if result.dataset == "cifar10"}):
-        deviation = seed_deviation(result for result in results if result.data_cell == data)
+    for data in sorted({result.data for result in results if result.settings["dataset"] == "cifar10"}):
+        deviation = seed_deviation(result for result in results if result.data == data)
         known += [] if deviation is None else [f"{deviation:.2f} points on {data}"]
     if known:
         return f"standard deviation measured here: {', '.join(known)}"
@@ -126,33 +120,23 @@ def _commands(place: Path) -> str:
     return "\n".join(f"- {', '.join(names)}:\n  `{command}`" for command, names in runs.items())
 
 
-def _not_run_row(shortcut: str, parameters: str) -> tuple[str, ...]:
-    published = PUBLISHED[NOT_RUN].describe(original=False)
-    recipe = f"`{default_recipe(NOT_RUN)}`"
-    return (NOT_RUN, shortcut, parameters, recipe, "–", "–", "not run here", "–", "–", published, "–")
-
-
-def _never_run() -> tuple[tuple[str, ...], str]:
-    return _not_run_row(own_shortcut(NOT_RUN), PUBLISHED[NOT_RUN].parameters), _WHOLE
-
-
-_WHOLE = "The whole training; the same command resumes it after any interruption:"
-
-
-def _smoke_run(folder: Path) -> tuple[tuple[str, ...], str]:
-    """Table row and paragraph on a network of which only a short run was made."""
+def _smoke_run(folder: Path) -> str:
+    """The section on a network that is too large to be trained here: what a short run of it took."""
     settings, report = read_run(folder)
     assert report is not None
     notes: dict[str, Any] = read_json(folder / "smoke.json") if (folder / "smoke.json").is_file() else {}
-    speed = report["training"]["median_images_per_second"]
-    hours = 64_000 * settings["recipe.batch_size"] / speed / 3600
+    network, speed = settings["model"], report["training"]["median_images_per_second"]
     memory = f", {notes['peak_memory_mib']:,} MiB of memory at most" if "peak_memory_mib" in notes else ""
     sentences = [
         f"A run of {report['iterations']:,} iterations ({report['device']}, {settings['threads']} threads, "
         f"{settings['precision']}) gave {speed:,.0f} images/s (median){memory}.",
-        f"64,000 iterations take {hours:.1f} hours at that speed.",
+        f"64,000 iterations take {64_000 * settings['recipe.batch_size'] / speed / 3600:.1f} hours at that speed.",
     ]
     if "gpu_hours" in notes:
         gpu = f"On one GPU about {notes['gpu_hours']} hours: an estimate, not measured ({notes['gpu_basis']})."
         sentences.append(gpu)
-    return _not_run_row(shortcut_of(settings), f"{report['parameters']:,}"), " ".join([*sentences, _WHOLE])
+    if network in PUBLISHED:
+        sentences.append(f"The paper's error: {PUBLISHED[network].describe(original=False)}.")
+    sentences.append("The whole training; the same command resumes it after any interruption:")
+    command = f"    resnet-tf train --model {network} --recipe {default_recipe(network)} --data-dir DIR"
+    return f"## {network}, not run here\n\n{' '.join(sentences)}\n\n{command}"

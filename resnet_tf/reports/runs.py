@@ -14,6 +14,7 @@ from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPES, Recipe, default_recipe
 
 SETTINGS, REPORT, COMMAND = "settings.json", "report.json", "command.txt"
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "`shapes`"}
 SMOKE = "smoke"  # folder of short runs that show what a large network takes; not results
 _ARCHIVED = (SETTINGS, REPORT, COMMAND, "metrics.csv", "curves.png")
 
@@ -39,7 +40,9 @@ _NOT_DECISIVE |= {"recipe.shortcut", "data.mean", "data.std"}
 _DEFAULTS: Settings = {
     **dict.fromkeys(("augment", "augment_sha256", "input_size", "weights", "unfreeze_at", "unfreeze_learning_rate")),
     **dict.fromkeys(("train_bn", "sync_bn", "builder.use_bias"), False),
-    **{"on_bad_image": "stop", "freeze": "none", "builder.width": 1},
+    "on_bad_image": "stop",
+    "freeze": "none",
+    "builder.width": 1,
     **_recipe_settings(Recipe("", "")),
 }
 # Fields that have a column of their own in the tables, or none.
@@ -156,10 +159,10 @@ def _folder_name(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run came to; errors in percent of the test images.
+    """What a finished run came to, with errors in percent of the test images, and data, split and recipe in words.
 
-    `settings` decided the result, but for the seed; `default_network` and `papers_recipe` say whether the network and
-    the recipe are as published; `best_error` is of the model that was best by validation, None without one.
+    `settings` decided the result, but for the seed. `default_network` and `papers_recipe` say whether network and
+    recipe are as published; `best_error` is of the model that was best by validation, None without one.
     """
 
     place: str
@@ -167,35 +170,17 @@ class RunResult:
     seed: int
     network: str
     shortcut: str
-    recipe: str
-    precision: str
     overrides: tuple[str, ...]
     default_network: bool
     papers_recipe: bool
-    dataset: str
-    source: str
+    data: str
+    split: str
+    recipe: str
     parameters: int
     train_images: int
-    validation_images: int
     test_images: int
     error: float
     best_error: float | None
-
-    @property
-    def data_cell(self) -> str:
-        """The data in words."""
-        names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "`shapes`"}
-        return f"{names.get(self.dataset, self.dataset)}, {self.source}"
-
-    @property
-    def split_cell(self) -> str:
-        """Numbers of images for training and for validation."""
-        return f"{self.train_images:,} / {self.validation_images:,}"
-
-    @property
-    def recipe_cell(self) -> str:
-        """The recipe, what was changed in it, and the precision."""
-        return ", ".join([f"`{self.recipe}`", *self.overrides, self.precision])
 
 
 def read_results(place: Path, page: Path | None = None) -> list[RunResult]:
@@ -214,24 +199,23 @@ def _read_result(folder: Path, page: Path) -> RunResult | None:
     if "replicas" in report and not settings.get("sync_bn"):
         # Each replica normalizes its own shard of the batch, so that their number decides the result.
         decisive["replicas"], changed = report["replicas"], (*changed, report["replicas"])
-    best = (report.get("best") or {}).get("test")
+    best, images = (report.get("best") or {}).get("test"), report["train_images"]
+    dataset, shortcut = settings["dataset"], decisive["builder.shortcut"]
+    rebuilt = any(change.startswith(("width", "use_bias")) for change in changed)
     return RunResult(
         place=(folder.relative_to(page) if folder.is_relative_to(page) else folder).as_posix(),
         settings=decisive,
         seed=settings["seed"],
         network=network,
-        shortcut=decisive["builder.shortcut"],
-        recipe=recipe,
-        precision=settings["precision"],
+        shortcut=shortcut,
         overrides=changed,
-        default_network=decisive["builder.shortcut"] == _default_shortcut(network)
-        and not any(change.startswith(("width", "use_bias")) for change in changed),
+        default_network=shortcut == _default_shortcut(network) and not rebuilt,
         papers_recipe=not changed and recipe == default_recipe(network),
-        dataset=settings["dataset"],
-        source=settings["data.source"],
+        data=f"{_DATASETS.get(dataset, dataset)}, {settings['data.source']}",
+        split=f"{images:,} / {report['validation_images']:,}",
+        recipe=", ".join([f"`{recipe}`", *changed, settings["precision"]]),
         parameters=report["parameters"],
-        train_images=report["train_images"],
-        validation_images=report["validation_images"],
+        train_images=images,
         test_images=report["test"]["images"],
         error=100 - 100 * report["test"]["top1"],
         best_error=None if best is None else 100 - 100 * best["top1"],
@@ -245,16 +229,17 @@ def group_by_seed(results: Iterable[RunResult]) -> list[list[RunResult]]:
 
 
 def _order(result: RunResult) -> tuple[Any, ...]:
+    settings = result.settings
     return (
-        _rank(result.dataset, ("cifar10", "cifar100")),
-        _rank(result.source, ("original", "JPEG copy")),
+        _rank(settings["dataset"], ("cifar10", "cifar100")),
+        _rank(settings["data.source"], ("original", "JPEG copy")),
         len(result.network),
         result.network,
         result.shortcut,
-        result.recipe,
+        settings["recipe.name"],
         result.overrides,
         -result.train_images,
-        str(sorted(result.settings.items())),
+        str(sorted(settings.items())),
     )
 
 

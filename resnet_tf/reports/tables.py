@@ -1,12 +1,12 @@
 """Tables of finished runs: beside the papers' errors, and what one change made (ablations)."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev, variance
-from typing import Any
 
-from resnet_tf.reports.runs import RunResult, Settings, group_by_seed
+from resnet_tf.reports.runs import RunResult, group_by_seed
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ PUBLISHED = {
     "resnet56_v1": PublishedError(6.97, "0.85M"),
     "resnet110_v1": PublishedError(6.43, "1.7M", "best of 5, 6.61 ± 0.16"),
     "resnet1202_v1": PublishedError(7.93, "19.4M"),
-    # arXiv:1603.05027, table 4, and for resnet110_v2 table 3.
+    # arXiv:1603.05027, table 4 (v1), tables 3 and 4 (v2).
     "resnet164_v1": PublishedError(5.93, "1.7M", "median of 5"),
     "resnet1001_v1": PublishedError(7.61, "10.2M", "median of 5"),
     "resnet110_v2": PublishedError(6.37, "1.7M", "median of 5"),
@@ -40,10 +40,14 @@ PUBLISHED = {
 # Standard deviation of the error over five runs of resnet110_v1, in points (1512.03385, table 6).
 SEED_DEVIATION = 0.16
 
-_HEAD = ("network", "shortcut", "parameters", "recipe", "split", "data", "seeds", "test error %, last step")
-_HEAD += ("test error %, best by validation", "the paper's error %", "difference")
-_ABLATION_HEAD = ("change", "runs", "error %", "against", "error %", "difference, points", "chance explains")
-_ABLATION_HEAD += ("beyond chance",)
+_HEAD = (
+    *("network", "shortcut", "parameters", "recipe", "split", "data", "seeds"),
+    *("test error %, last step", "test error %, best by validation", "the paper's error %", "difference"),
+)
+_ABLATION_HEAD = (
+    *("change", "data", "split", "seeds", "run", "error %", "against", "error %"),
+    *("difference, points", "chance explains", "beyond chance"),
+)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -59,9 +63,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean(values):.{digits}f}{deviation}"
 
 
-def results_table(results: Iterable[RunResult], more: Sequence[Sequence[str]] = ()) -> str:
-    """A Markdown table with a row per group of seeds, and the rows in `more` below."""
-    return markdown_table(_HEAD, [*(_result_row(group) for group in group_by_seed(results)), *more])
+def results_table(results: Iterable[RunResult]) -> str:
+    """A Markdown table with a row per group of seeds."""
+    return markdown_table(_HEAD, [_result_row(group) for group in group_by_seed(results)])
 
 
 def _result_row(group: Sequence[RunResult]) -> tuple[str, ...]:
@@ -70,9 +74,9 @@ def _result_row(group: Sequence[RunResult]) -> tuple[str, ...]:
         first.network,
         first.shortcut,
         f"{first.parameters:,}",
-        first.recipe_cell,
-        first.split_cell,
-        first.data_cell,
+        first.recipe,
+        first.split,
+        first.data,
         ", ".join(f"[{result.seed}]({result.place})" for result in group),
         spread([result.error for result in group]),
         spread([result.best_error for result in group if result.best_error is not None]),
@@ -83,13 +87,14 @@ def _result_row(group: Sequence[RunResult]) -> tuple[str, ...]:
 def _published_cells(group: Sequence[RunResult]) -> tuple[str, str]:
     """The paper's error, and the difference from it where the two are errors of the same thing."""
     first = group[0]
-    if first.dataset != "cifar10":
+    source = first.settings["data.source"]
+    if first.settings["dataset"] != "cifar10":
         return "–", "–"
     published = PUBLISHED.get(first.network)
     if published is None:
         return "not given", "–"
-    original = first.source == "original"
-    reasons = [] if original else [first.source]
+    original = source == "original"
+    reasons = [] if original else [source]
     reasons += [] if first.papers_recipe else ["recipe"]
     reasons += [] if first.default_network else ["network changed"]
     difference = signed(mean(result.error for result in group) - published.error)
@@ -105,85 +110,71 @@ def signed(points: float) -> str:
 class Ablation:
     """One change, from the first of `sides` to the second.
 
-    `side` gives the side that a run is on and the settings that runs of both sides must share; None for neither.
+    `side` names the side that a run is on. Runs of both sides may differ in the `free` settings and in no others; where
+    the model is free, the networks must be of one depth.
     """
 
     title: str
     sides: tuple[str, str]
-    side: Callable[[RunResult], tuple[str, Settings] | None]
+    side: Callable[[RunResult], str | None]
+    free: tuple[str, ...]
+
+    def shared_settings(self, result: RunResult) -> str:
+        """What runs of both sides have in common, as a key."""
+        shared = {key: value for key, value in result.settings.items() if key not in self.free}
+        shared["depth"] = re.sub(r"^(plain|resnet)|_v[12]$", "", result.network)
+        return str(sorted(shared.items()))
+
+
+def _version(result: RunResult) -> str:
+    return result.network.rpartition("_")[2]
+
+
+def _residual_or_plain(result: RunResult) -> str | None:
+    if result.shortcut == "identity" and _version(result) == "v1":
+        return "residual"
+    return "plain" if result.network.startswith("plain") else None
 
 
 # The papers' recipes for the two versions differ in the warm-up, shorter ones in its length.
 _RECIPE = ("recipe.name", "recipe.warmup", "recipe.warmup_iterations")
-
-
-def _without(result: RunResult, *keys: str, **instead: Any) -> Settings:
-    return {key: value for key, value in result.settings.items() if key not in keys} | instead
-
-
-def _by_shortcut(result: RunResult) -> tuple[str, Settings]:
-    return result.shortcut, _without(result, "builder.shortcut")
-
-
-def _by_version(result: RunResult) -> tuple[str, Settings]:
-    depth, _, version = result.network.partition("_")
-    if result.papers_recipe:
-        return version, _without(result, *_RECIPE, model=depth, recipe="the papers'")
-    return version, _without(result, model=depth)
-
-
-def _by_residual(result: RunResult) -> tuple[str, Settings] | None:
-    depth = result.network.removeprefix("plain").removeprefix("resnet").removesuffix("_v1")
-    if result.network.startswith("plain"):
-        return "plain", _without(result, "builder.shortcut", model=depth)
-    if result.shortcut == "identity" and result.network.endswith("_v1"):
-        return "residual", _without(result, "builder.shortcut", model=depth)
-    return None
-
-
-def _by_length(result: RunResult) -> tuple[str, Settings] | None:
-    length = "full length" if result.papers_recipe else result.recipe
-    return length, _without(result, *_RECIPE, "recipe.iterations")
-
-
-def _by_precision(result: RunResult) -> tuple[str, Settings]:
-    return result.precision, _without(result, "precision")
-
-
 ABLATIONS = (
-    Ablation("projection against identity", ("identity", "projection"), _by_shortcut),
-    Ablation("v2 against v1", ("v1", "v2"), _by_version),
-    Ablation("residual against plain", ("plain", "residual"), _by_residual),
-    Ablation("full length against `quarter`", ("quarter", "full length"), _by_length),
-    Ablation("bfloat16 against float32", ("float32", "mixed_bfloat16"), _by_precision),
+    Ablation(
+        "projection against identity", ("identity", "projection"), lambda run: run.shortcut, ("builder.shortcut",)
+    ),
+    Ablation(
+        "v2 against v1, the papers' recipes",
+        ("v1", "v2"),
+        lambda run: _version(run) if run.papers_recipe else None,
+        ("model", *_RECIPE),
+    ),
+    Ablation("v2 against v1", ("v1", "v2"), _version, ("model",)),
+    Ablation("residual against plain", ("plain", "residual"), _residual_or_plain, ("model", "builder.shortcut")),
+    Ablation(
+        "full length against `quarter`",
+        ("quarter", "full length"),
+        lambda run: "full length" if run.papers_recipe else run.settings["recipe.name"],
+        (*_RECIPE, "recipe.iterations"),
+    ),
+    Ablation(
+        "bfloat16 against float32",
+        ("float32", "mixed_bfloat16"),
+        lambda run: run.settings["precision"],
+        ("precision",),
+    ),
 )
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """Runs of the two sides, of the same seeds in the same order, and the difference chance explains, in points."""
+    """Runs of the two sides, of the same seeds in the same order; errors in percent, threshold in points."""
 
     title: str
     first: Sequence[RunResult]
     second: Sequence[RunResult]
+    first_error: float
+    second_error: float
     threshold: float
-
-
-def ablations_table(results: Sequence[RunResult]) -> str:
-    """A Markdown table with a row for each pair of groups that differ in one of `ABLATIONS` alone."""
-    return markdown_table(_ABLATION_HEAD, [_ablation_row(found) for found in find_ablations(results)])
-
-
-def _ablation_row(found: AblationResult) -> tuple[str, ...]:
-    cells = []
-    for group in (found.second, found.first):
-        run = group[0]
-        seeds = ", ".join(str(result.seed) for result in group)
-        cells += [f"{run.network} ({run.shortcut}, {run.recipe_cell}; seed {seeds})", f"{_mean_error(group):.2f}"]
-    difference = _mean_error(found.second) - _mean_error(found.first)
-    beyond = "yes" if abs(difference) > found.threshold else "no"
-    change = f"{found.title} ({found.first[0].data_cell}, {found.first[0].split_cell})"
-    return (change, *cells, signed(difference), f"{found.threshold:.2f}", beyond)
 
 
 def find_ablations(results: Sequence[RunResult]) -> list[AblationResult]:
@@ -193,28 +184,41 @@ def find_ablations(results: Sequence[RunResult]) -> list[AblationResult]:
     """
     found = []
     for ablation in ABLATIONS:
-        pairs: dict[str, dict[str, dict[int, RunResult]]] = {}
-        for result in (result for group in group_by_seed(results) for result in group):
-            name, shared = ablation.side(result) or ("", {})
-            if name in ablation.sides:
-                pairs.setdefault(str(sorted(shared.items())), {}).setdefault(name, {})[result.seed] = result
+        pairs: dict[str, dict[str | None, dict[int, RunResult]]] = {}
+        for group in group_by_seed(results):
+            for result in group:
+                pair = pairs.setdefault(ablation.shared_settings(result), {})
+                pair.setdefault(ablation.side(result), {})[result.seed] = result
         for pair in pairs.values():
-            first, second = (pair.get(name, {}) for name in ablation.sides)
-            seeds = sorted(first.keys() & second.keys())
-            if seeds:
-                sides = [[side[seed] for seed in seeds] for side in (first, second)]
-                found.append(AblationResult(ablation.title, *sides, _threshold(*sides, results)))
+            first, second = (pair.get(side, {}) for side in ablation.sides)
+            if seeds := sorted(first.keys() & second.keys()):
+                sides = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+                found.append(_compare(ablation.title, *sides, results))
     return found
 
 
-def _threshold(first: Sequence[RunResult], second: Sequence[RunResult], results: Sequence[RunResult]) -> float:
-    measured = seed_deviation(result for result in results if result.data_cell == first[0].data_cell)
-    deviation = SEED_DEVIATION if measured is None else measured
-    return noise_threshold(_mean_error(first), _mean_error(second), first[0].test_images, len(first), deviation)
+def _compare(
+    title: str, first: Sequence[RunResult], second: Sequence[RunResult], results: Sequence[RunResult]
+) -> AblationResult:
+    one, other = (mean(result.error for result in side) for side in (first, second))
+    deviation = seed_deviation(result for result in results if result.data == first[0].data)
+    deviation = SEED_DEVIATION if deviation is None else deviation
+    threshold = noise_threshold(one, other, first[0].test_images, len(first), deviation)
+    return AblationResult(title, first, second, one, other, threshold)
 
 
-def _mean_error(group: Sequence[RunResult]) -> float:
-    return mean(result.error for result in group)
+def ablations_table(results: Sequence[RunResult]) -> str:
+    """A Markdown table with a row for each pair of groups that differ in one of `ABLATIONS` alone."""
+    rows = []
+    for found in find_ablations(results):
+        first, second, difference = found.first[0], found.second[0], found.second_error - found.first_error
+        seeds = ", ".join(str(result.seed) for result in found.first)
+        row = [found.title, first.data, first.split, seeds]
+        for run, error in ((second, found.second_error), (first, found.first_error)):
+            row += [f"{run.network} ({run.shortcut}, {run.recipe})", f"{error:.2f}"]
+        beyond = "yes" if abs(difference) > found.threshold else "no"
+        rows.append([*row, signed(difference), f"{found.threshold:.2f}", beyond])
+    return markdown_table(_ABLATION_HEAD, rows)
 
 
 def noise_threshold(first: float, second: float, test_images: int, seeds: int, seed_deviation: float) -> float:
