@@ -14,8 +14,9 @@ def write_run(folder, seed, test, validation, **changes):
         "recipe.name": "quick",
         "recipe.learning_rate": 0.1,
         "threads": seed,
-        **dict.fromkeys(("dataset", "recipe.iterations", "recipe.validation_size", "precision"), "any"),
-        **dict.fromkeys(("data.source", "data.fingerprint"), "any"),
+        "recipe.iterations": None,
+        "recipe.validation_size": 0.1,
+        **dict.fromkeys(("dataset", "data.source", "data.fingerprint", "precision"), "any"),
     }
     (folder / "settings.json").write_text(json.dumps(settings | changes))
     score = "" if validation is None else validation

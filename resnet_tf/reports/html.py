@@ -25,45 +25,6 @@ th:first-child,td:first-child{text-align:left}img{max-width:100%;height:auto}
 """.strip()
 
 
-class HtmlPage:
-    """A page that grows from top to bottom and needs no other file."""
-
-    def __init__(self, title: str) -> None:
-        self._head = (
-            '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        )
-        self._body: list[str] = []
-        self.text("h1", title)
-
-    def text(self, tag: str, text: str) -> None:
-        """Add a heading ("h1", "h2") or a paragraph ("p")."""
-        self._body.append(f"<{tag}>{escape(text)}</{tag}>")
-
-    def numbers(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Add figures, each with its name below."""
-        items = "".join(f"<li><b>{escape(value)}</b>{escape(name)}</li>" for name, value in pairs)
-        self._body.append(f'<ul class="numbers">{items}</ul>')
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Add a table; the first column is text, the others are numbers."""
-        top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        self._body.append(
-            f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-        )
-
-    def picture(self, path: Path, alt: str) -> None:
-        """Put a PNG file into the page itself; `alt` is read out where it cannot be seen."""
-        data = base64.b64encode(path.read_bytes()).decode()
-        self._body.append(f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>')
-
-    def html(self) -> str:
-        """The whole page."""
-        body = "\n".join(self._body)
-        return f'<!doctype html>\n<html lang="en"><head>{self._head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
 def write_report(
     folder: Path,
     predictions: Predictions,
@@ -106,35 +67,49 @@ def write_report(
             save(made, pictures[-1][1])
     write_json(folder / "report.json", report)
     pairs = [(names[true], names[predicted], str(n)) for true, predicted, n in most_confused(confusion, _CONFUSIONS)]
-    page = _page(title, report, rows, pairs)
-    for heading, path in [*pictures, *more_pictures]:
-        page.text("h2", heading)
-        page.picture(path, heading)
-    write_text(folder / "report.html", page.html())
+    write_text(folder / "report.html", _page(title, report, rows, pairs, [*pictures, *more_pictures]))
     return report
 
 
-def _page(title: str, report: dict[str, Any], rows: Sequence[Any], confusions: Sequence[Sequence[str]]) -> HtmlPage:
-    page = HtmlPage(title)
-    page.numbers(
-        [
-            ("top-1 accuracy", f"{100 * report['top1']:.2f} %"),
-            ("top-5 accuracy", f"{100 * report['top5']:.2f} %"),
-            ("loss (cross-entropy, nats)", f"{report['loss']:.4f}"),
-            ("expected calibration error", f"{100 * report['calibration_error']:.2f} %"),
-            ("images", f"{report['images']}"),
-        ]
-    )
+def _page(
+    title: str,
+    report: dict[str, Any],
+    rows: Sequence[Any],
+    confusions: Sequence[Sequence[str]],
+    pictures: Sequence[tuple[str, Path]],
+) -> str:
+    """A page that needs no other file: pictures are in it."""
+    numbers = {
+        "top-1 accuracy": f"{100 * report['top1']:.2f} %",
+        "top-5 accuracy": f"{100 * report['top5']:.2f} %",
+        "loss (cross-entropy, nats)": f"{report['loss']:.4f}",
+        "expected calibration error": f"{100 * report['calibration_error']:.2f} %",
+        "images": f"{report['images']}",
+    }
+    items = "".join(f"<li><b>{value}</b>{name}</li>" for name, value in numbers.items())
+    body = [f"<h1>{escape(title)}</h1>", f'<ul class="numbers">{items}</ul>']
     if "data_source" in report:
-        page.text("p", f"Data: {report['data_source']}")
-    page.text("h2", "Per class")
-    page.table(_COLUMNS, [(name, *(_percent(value) for value in values), str(n)) for name, *values, n in rows])
-    page.text("h2", "Most frequent confusions")
-    if confusions:
-        page.table(("true", "predicted", "images"), confusions)
-    else:
-        page.text("p", "None: every image was predicted correctly.")
-    return page
+        body.append(f"<p>Data: {escape(report['data_source'])}</p>")
+    cells = [(name, *(_percent(value) for value in values), str(images)) for name, *values, images in rows]
+    body += ["<h2>Per class</h2>", _table(_COLUMNS, cells), "<h2>Most frequent confusions</h2>"]
+    confused = _table(("true", "predicted", "images"), confusions)
+    body.append(confused if confusions else "<p>None: every image was predicted correctly.</p>")
+    for heading, path in pictures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        alt = escape(heading)
+        body += [f"<h2>{alt}</h2>", f'<p><img alt="{alt}" src="data:image/png;base64,{data}"></p>']
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    )
+    content = "\n".join(body)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{content}\n</body></html>\n'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def _percent(value: float | None) -> str:

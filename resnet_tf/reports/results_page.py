@@ -1,31 +1,12 @@
 """The page on all archived runs, from their folders alone. Imports no TensorFlow."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_tf.recipes import default_recipe
 from resnet_tf.reports.compare import clock
-from resnet_tf.reports.runs import (
-    COMMAND,
-    REPORT,
-    SMOKE,
-    RunResult,
-    group_by_seed,
-    read_json,
-    read_results,
-    read_run,
-    run_folders,
-)
-from resnet_tf.reports.tables import (
-    PUBLISHED,
-    SEED_DEVIATION,
-    ablations_table,
-    markdown_table,
-    results_table,
-    seed_deviation,
-    spread,
-)
+from resnet_tf.reports.runs import COMMAND, REPORT, SMOKE, group_by_seed, read_json, read_results, read_run, run_folders
+from resnet_tf.reports.tables import PUBLISHED, SEED_DEVIATION, ablations_table, markdown_table, results_table, spread
 
 PAGE = "README.md"
 
@@ -38,20 +19,21 @@ validation" is the test error of the model that was best on the images kept for 
 copy" is CIFAR-10 whose images went through JPEG once (quality 75): errors on it are some points above those on the
 original, so that no difference from the papers is given for it, nor for another recipe than the papers' own."""
 
-_ABLATIONS = """## Differences
+_ABLATIONS = f"""## Differences
 
 Errors after the last step, of runs that differ in one thing, with the same seeds, data and split. Chance explains
 differences up to twice their standard deviation, which has two causes: the draw of the test images (binomial; both
-networks see the same ones, which makes it less by an amount that was not measured), and the seed
-({seeds}).
-A difference that is not beyond chance shows neither that the change matters nor that it does not."""
+networks see the same ones, which makes it less by an amount that was not measured), and the seed (the standard
+deviation over seeds, pooled over all groups on the same data; where no group has several seeds, {SEED_DEVIATION} points,
+that of five ResNet-110 on the original data). A difference that is not beyond chance shows neither that the change
+matters nor that it does not."""
 
 
 def results_page(place: Path) -> str:
     """The whole page, Markdown; the same folders give the same bytes. Raises UserError where a run is damaged."""
     results = read_results(place)
     sections = [_START, results_table(results)]
-    sections += [_ABLATIONS.format(seeds=_seeds(results)), ablations_table(results)]
+    sections += [_ABLATIONS, ablations_table(results)]
     sections += ["## Runs", _runs_table(place), "The commands, with DIR for where CIFAR-10 lies:", _commands(place)]
     sections += [_smoke_run(path.parent) for path in sorted((place / SMOKE).glob(f"*/{REPORT}"))]
     others = sorted(path for name in (PAGE, "summary.json") for path in place.glob(f"*/{name}"))
@@ -76,16 +58,6 @@ def short_table(place: Path) -> str:
             )
         )
     return markdown_table(("network", "recipe", "split", "data", "seeds", "test accuracy %, last step"), rows)
-
-
-def _seeds(results: Sequence[RunResult]) -> str:
-    known = []
-    for data in sorted({result.data for result in results if result.settings["dataset"] == "cifar10"}):
-        deviation = seed_deviation(result for result in results if result.data == data)
-        known += [] if deviation is None else [f"{deviation:.2f} points on {data}"]
-    if known:
-        return f"standard deviation measured here: {', '.join(known)}"
-    return f"standard deviation {SEED_DEVIATION} points, of five ResNet-110 on the original data, none measured here"
 
 
 def _runs_table(place: Path) -> str:
