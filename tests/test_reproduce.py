@@ -1,21 +1,20 @@
 """The papers' figures beside our runs: what is compared, what is refused, and what a command would train."""
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from resnet_tf.cli import records, reproduce
-from resnet_tf.cli.collect import collect
+from resnet_tf.cli import reproduce
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
-from resnet_tf.reports import runs as papers
-from resnet_tf.reports.runs import describe_ablations, noise_threshold, results_table, seed_deviation
-from resnet_tf.training.run_dir import RunDir
+from resnet_tf.reports import tables
+from resnet_tf.reports.results_page import results_page
+from resnet_tf.reports.runs import archive_run, read_results
+from resnet_tf.reports.tables import ablations_table, noise_threshold, results_table, seed_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -45,10 +44,6 @@ def fake_run(folder, top1, *flags, source="original", best=None, images=10_000, 
     return folder
 
 
-def results_in(place):
-    return records.read_results(records.run_folders(place), place)
-
-
 def rows_of(table):
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return [dict(zip(head, row, strict=True)) for row in rows]
@@ -56,7 +51,7 @@ def rows_of(table):
 
 def test_the_papers_figures():
     # arXiv:1512.03385, table 6; arXiv:1603.05027, tables 3 and 4.
-    assert {name: figure.error for name, figure in papers.FIGURES.items()} == {
+    assert {name: published.error for name, published in tables.PUBLISHED.items()} == {
         "resnet20_v1": 8.75,
         "resnet32_v1": 7.51,
         "resnet44_v1": 7.17,
@@ -69,14 +64,14 @@ def test_the_papers_figures():
         "resnet164_v2": 5.46,
         "resnet1001_v2": 4.92,
     }
-    assert papers.SEED_DEVIATION == 0.16
-    assert set(papers.FIGURES) <= set(list_models())
+    assert tables.SEED_DEVIATION == 0.16
+    assert set(tables.PUBLISHED) <= set(list_models())
 
 
 def test_a_run_of_the_papers_recipe_on_the_original_data_is_compared(tmp_path):
     fake_run(tmp_path / "a", 0.9110, "--model", "resnet20_v1", best=0.9105)
     fake_run(tmp_path / "b", 0.9140, "--model", "resnet20_v1", "--seed", "1", best=0.9125)
-    (row,) = rows_of(results_table(results_in(tmp_path)))
+    (row,) = rows_of(results_table(read_results(tmp_path)))
     assert row == {
         "network": "resnet20_v1",
         "shortcut": "identity",
@@ -118,13 +113,13 @@ def test_a_run_of_the_papers_recipe_on_the_original_data_is_compared(tmp_path):
 )
 def test_only_like_is_put_beside_the_papers(tmp_path, flags, source, published, difference):
     fake_run(tmp_path / "run", 0.9090, *flags, source=source)
-    (row,) = rows_of(results_table(results_in(tmp_path)))
+    (row,) = rows_of(results_table(read_results(tmp_path)))
     assert (row["the paper's error %"], row["difference"]) == (published, difference)
 
 
 def test_departures_from_the_named_recipe_are_named(tmp_path):
     fake_run(tmp_path / "run", 0.9, "--recipe", "quarter", "--nesterov", "--learning-rate", "0.05", "--freeze", "all")
-    (row,) = rows_of(results_table(results_in(tmp_path)))
+    (row,) = rows_of(results_table(read_results(tmp_path)))
     assert row["recipe"] == "`quarter`, freeze=all, learning_rate=0.05, nesterov, float32"
 
 
@@ -137,7 +132,7 @@ def test_runs_of_older_versions_belong_to_those_of_this_one(tmp_path):
     settings["recipe.pad"] = 4.0
     settings["data.mean"] = [125.3, 123.0, 113.9]
     (old / "settings.json").write_text(json.dumps(settings))
-    (row,) = rows_of(results_table(results_in(tmp_path)))
+    (row,) = rows_of(results_table(read_results(tmp_path)))
     assert row["seeds"] == "[0](new), [1](old)"
 
 
@@ -147,8 +142,8 @@ def test_a_batch_that_was_shared_is_another_run_unless_statistics_were_shared_to
         if name != "one":
             report = json.loads((tmp_path / name / "report.json").read_text())
             (tmp_path / name / "report.json").write_text(json.dumps({**report, "replicas": "2 replicas"}))
-    one, shared, synchronized = results_in(tmp_path)
-    assert (one.changes, shared.changes, synchronized.changes) == ((), ("2 replicas",), ("sync_bn",))
+    one, shared, synchronized = read_results(tmp_path)
+    assert (one.overrides, shared.overrides, synchronized.overrides) == ((), ("2 replicas",), ("sync_bn",))
     assert one.papers_recipe
     assert not shared.papers_recipe
     assert one.settings != shared.settings
@@ -166,44 +161,64 @@ def test_the_spread_of_seeds_is_pooled(tmp_path):
     ):
         fake_run(tmp_path / str(index), top1, "--seed", str(index), *flags)
     # Sums of squares 0.5 and 8 with 1 + 2 degrees of freedom.
-    assert seed_deviation(results_in(tmp_path)) == pytest.approx((8.5 / 3) ** 0.5)
-    assert seed_deviation(results_in(tmp_path)[:1]) is None
+    assert seed_deviation(read_results(tmp_path)) == pytest.approx((8.5 / 3) ** 0.5)
+    assert seed_deviation(read_results(tmp_path)[:1]) is None
 
 
 @pytest.mark.parametrize(
-    ("flags", "others", "expected"),
+    ("flags", "others", "change", "run", "against"),
     [
         (
             ("--shortcut", "projection"),
             (),
-            "Projection against identity:** resnet20_v2 (projection, `he2016`, float32) 13.00 % error against "
-            "resnet20_v2 (identity, `he2016`, float32) 13.50 %, −0.50 points (CIFAR-10, original, split "
-            "45,000 / 5,000, seed 0). With one seed each, less than about 1.1 points cannot be told from chance: "
-            "this shows neither a difference nor that there is none.",
+            "projection against identity",
+            "resnet20_v2 (projection, `he2016`, float32)",
+            "resnet20_v2 (identity, `he2016`, float32)",
         ),
-        (("--model", "resnet20_v2"), ("--model", "resnet20_v1"), "v2 against v1:** resnet20_v2 (identity, `he2016`"),
+        (
+            ("--model", "resnet20_v2"),
+            ("--model", "resnet20_v1"),
+            "v2 against v1, the papers' recipes",
+            "resnet20_v2 (identity, `he2016`, float32)",
+            "resnet20_v1 (identity, `he2015`, float32)",
+        ),
+        (
+            ("--model", "resnet20_v2", "--recipe", "quarter"),
+            ("--model", "resnet20_v1", "--recipe", "quarter"),
+            "v2 against v1",
+            "resnet20_v2 (identity, `quarter`, float32)",
+            "resnet20_v1 (identity, `quarter`, float32)",
+        ),
         (
             ("--model", "resnet20_v1", "--recipe", "quarter"),
             ("--model", "plain20", "--recipe", "quarter"),
-            "Residual against plain:** resnet20_v1 (identity, `quarter`, float32) 13.00 %",
+            "residual against plain",
+            "resnet20_v1 (identity, `quarter`, float32)",
+            "plain20 (none, `quarter`, float32)",
         ),
-        (("--recipe", "he2016"), ("--recipe", "quarter"), "Full length against `quarter`:** resnet20_v2 (identity,"),
+        (
+            ("--recipe", "he2016"),
+            ("--recipe", "quarter"),
+            "full length against `quarter`",
+            "resnet20_v2 (identity, `he2016`, float32)",
+            "resnet20_v2 (identity, `quarter`, float32)",
+        ),
     ],
 )
-def test_differences_that_chance_explains(tmp_path, flags, others, expected):
+def test_a_difference_that_chance_explains(tmp_path, flags, others, change, run, against):
     fake_run(tmp_path / "one", 0.87, *flags)
     fake_run(tmp_path / "two", 0.865, *others)
-    text = describe_ablations(results_in(tmp_path))
-    assert expected in text
-    assert text.count("no two runs here") == 4
+    (row,) = ablations_table(read_results(tmp_path)).splitlines()[2:]
+    # By hand: 2 * sqrt((13 * 87 + 13.5 * 86.5) / 10000 + 2 * 0.16**2) = 1.06.
+    cells = [change, "CIFAR-10, original", "45,000 / 5,000", "0", run, "13.00", against, "13.50", "−0.50", "1.06", "no"]
+    assert row == f"| {' | '.join(cells)} |"
 
 
-def test_differences_that_chance_does_not_explain(tmp_path):
+def test_a_difference_that_chance_does_not_explain(tmp_path):
     fake_run(tmp_path / "long", 0.89, "--recipe", "he2016")
     fake_run(tmp_path / "short", 0.86, "--recipe", "quarter")
-    text = describe_ablations(results_in(tmp_path))
-    assert "−3.00 points" in text
-    assert "more than chance alone explains (about 1.0 points with one seed each)" in text
+    (row,) = ablations_table(read_results(tmp_path)).splitlines()[2:]
+    assert row.endswith("| −3.00 | 1.04 | yes |")
 
 
 @pytest.mark.parametrize(
@@ -213,33 +228,13 @@ def test_differences_that_chance_does_not_explain(tmp_path):
 def test_runs_that_differ_in_more_are_not_compared(tmp_path, others):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", *others)
-    assert describe_ablations(results_in(tmp_path)).count("no two runs here") == 5
+    assert tables.find_ablations(read_results(tmp_path)) == []
 
 
 def test_other_data_is_not_compared(tmp_path):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", source="JPEG copy")
-    assert describe_ablations(results_in(tmp_path)).count("no two runs here") == 5
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        (),
-        ("--model", "resnet20_v1", "--recipe", "quarter", "--validation-size", "0"),
-        ("--shortcut", "projection", "--recipe", "tutorial", "--no-nesterov", "--drops", "0.3,0.6", "--width", "2"),
-        ("--dataset", "shapes", "--epochs", "8", "--recipe", "quick", "--seed", "3", "--use-bias"),
-        ("--iterations", "200", "--eval-every", "50", "--clip-norm", "1", "--deterministic"),
-        ("--freeze", "stage2", "--weights", "a file.keras", "--unfreeze-at", "50", "--train-bn", "--ema", "0.99"),
-    ],
-)
-def test_the_command_of_a_run_asks_for_its_settings(tmp_path, flags):
-    settings = RunDir(fake_run(tmp_path / "run", 0.9, *flags)).settings()
-    program, name, *argv = shlex.split(records.train_command(settings))
-    assert (program, name) == ("resnet-tf", "train")
-    again = parse_request(make_parser().parse_args(argv)).settings()
-    assert again == {key: settings[key] for key in again}
-    assert again.keys() == settings.keys() - {"data.source", "data.fingerprint", "precision", "threads"}
+    assert tables.find_ablations(read_results(tmp_path)) == []
 
 
 def test_the_committed_page_comes_from_the_committed_runs(tmp_path):
@@ -260,21 +255,19 @@ def test_the_page_needs_no_framework(command, python, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_network_that_was_not_run_has_its_row_and_what_a_short_run_showed(tmp_path):
+def test_what_a_short_run_of_a_large_network_showed(tmp_path):
     fake_run(tmp_path / "run", 0.9)
-    assert "| resnet110_v2 | identity | 1.7M | `he2016` | – | – | not run here |" in reproduce.results_page(tmp_path)
+    assert "not run here" not in results_page(tmp_path)
     fake_run(tmp_path / "smoke" / "resnet110_v2", 0.1, "--model", "resnet110_v2", "--iterations", "200")
     smoke = {"peak_memory_mib": 3210, "gpu_hours": 4, "gpu_basis": "by its arithmetic"}
     (tmp_path / "smoke" / "resnet110_v2" / "smoke.json").write_text(json.dumps(smoke))
-    page = reproduce.results_page(tmp_path)
-    assert "| resnet110_v2 | identity | 269,722 | `he2016` | – | – | not run here |" in page
+    page = results_page(tmp_path)
+    assert "## resnet110_v2, not run here" in page
     assert "1,000 images/s (median), 3,210 MiB" in page
     assert "64,000 iterations take 2.3 hours" in page  # 64,000 * 128 / 1,000 s
     assert "On one GPU about 4 hours: an estimate, not measured (by its arithmetic)." in page
-    command = (
-        "resnet-tf train --model resnet110_v2 --recipe he2016 --seed 0 --precision float32 --threads 2 --data-dir DIR"
-    )
-    assert f"    {command}\n" in page
+    assert "The paper's error: 6.37 (median of 5; original data)." in page
+    assert "    resnet-tf train --model resnet110_v2 --recipe he2016 --data-dir DIR\n" in page
     assert "smoke/" not in page
 
 
@@ -301,9 +294,11 @@ def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path, mon
     assert row["test error %, last step"] == f"{100 - 100 * report['test']['top1']:.2f}"
     assert row["recipe"] == "`quick`, batch_size=16, iterations=12, float32"
 
-    kept = collect(run, tmp_path / "results")
+    (run / "command.txt").write_text("resnet-tf train\n")
+    kept = archive_run(run, tmp_path / "results")
     files = {"settings.json", "metrics.csv", "report.json", "command.txt"}
     assert {path.name for path in kept.iterdir()} - {"curves.png"} == files
+    assert kept.name == "resnet8_v2-shapes-quick-batch-size-16-iterations-12-float32-seed0"
     shutil.rmtree(run)
     monkeypatch.setattr("resnet_tf.cli.train.main", lambda argv: pytest.fail("trained again"))
     assert f"finished, {kept}" in tiny(*FLAGS)["plan"][0]
@@ -311,23 +306,17 @@ def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path, mon
     assert "to be trained" in tiny("--plan", *FLAGS, "--nesterov", "--momentum", "0.8")["plan"][0]
 
 
-def test_what_is_unfinished_is_gone_on_with(tiny, tmp_path):
+def test_what_is_unfinished_is_resumed(tiny, tmp_path):
     first = tiny(*FLAGS)
     (run,) = (tmp_path / "runs").iterdir()
     for name in ("report.json", "final.keras", "final.json"):
         (run / name).unlink()
-    kept = collect(run, tmp_path / "results")
-    assert kept.parent.name == "unfinished"
-    assert len(list((kept / "checkpoints").glob("*.npz"))) == 1
-    assert "12 of 12 iterations done" in reproduce.results_page(tmp_path / "results")
-    shutil.rmtree(run)
+    with pytest.raises(UserError, match="is not finished; run its command again first"):
+        archive_run(run, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
     again = tiny(*FLAGS)
-    assert f"goes on from {kept}" in again["plan"][0]
+    assert f"to be resumed in {run}" in again["plan"][0]
     assert again["table"] == first["table"]
-
-    collect(run, tmp_path / "results")
-    assert not kept.exists()
-    assert (tmp_path / "results" / kept.name / "report.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -340,7 +329,7 @@ def test_what_is_unfinished_is_gone_on_with(tiny, tmp_path):
         (("--", "--seed", "1"), "--seed does not go behind --"),
         (("--markdown", "--results", "nowhere"), "--results nowhere does not exist"),
         (("--collect", "nowhere"), "nowhere holds no run"),
-        (("--name", "x"), "--name says what --collect makes"),
+        (("--name", "x"), "--name names the folder that --collect makes"),
     ],
 )
 def test_what_cannot_be_is_said(argv, message, tmp_path, monkeypatch):
@@ -366,20 +355,18 @@ def test_a_folder_that_train_has_not_written_is_named(tmp_path, name, text, mess
     assert not list(tmp_path.glob("resnet*"))
 
 
-def test_what_has_no_command_is_not_half_collected(tmp_path):
+def test_a_run_of_a_network_of_ones_own_is_archived(tmp_path):
     run = fake_run(tmp_path / "run", 0.9)
     settings = json.loads((run / "settings.json").read_text())
     (run / "settings.json").write_text(json.dumps(settings | {"model": "mine"}))
-    with pytest.raises(UserError, match="'mine' is not known"):
-        collect(run, tmp_path / "results")
-    assert not (tmp_path / "results").exists()
+    assert archive_run(run, tmp_path / "results").name == "mine-he2016-float32-seed0"
 
 
 def test_a_name_stays_in_the_folder(tmp_path):
     run = fake_run(tmp_path / "run", 0.9)
     for name in ("../elsewhere", "..", ".", "a/b", str(tmp_path / "x")):
-        with pytest.raises(UserError, match="is no name of a folder; say where it is to be with --results"):
-            collect(run, tmp_path / "deep" / "results", name)
+        with pytest.raises(UserError, match="expected the name of a folder"):
+            archive_run(run, tmp_path / "deep" / "results", name)
     assert not (tmp_path / "deep").exists()
 
 
@@ -387,5 +374,5 @@ def test_another_run_is_not_overwritten(tmp_path):
     run = fake_run(tmp_path / "run", 0.9)
     (run / "metrics.csv").write_text("")
     fake_run(tmp_path / "results" / "mine", 0.9, "--nesterov")
-    with pytest.raises(UserError, match="holds a run of other settings; give another --name"):
-        collect(run, tmp_path / "results", "mine")
+    with pytest.raises(UserError, match="does not hold this run; pass another --name"):
+        archive_run(run, tmp_path / "results", "mine")

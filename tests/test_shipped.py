@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -27,9 +28,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def entry(folder, finished_run):
+def entry(folder, finished_run, tmp_path):
     """One entry, resnet8_v2:shapes, from a run of 12 iterations."""
-    tool.main([str(finished_run[0])])
+    run = shutil.copytree(finished_run[0], tmp_path / "finished")
+    (run / "command.txt").write_text("resnet-tf train --model resnet8_v2 --dataset shapes\n")
+    tool.main([str(run)])
     return "resnet8_v2:shapes"
 
 
@@ -126,7 +129,7 @@ def test_listing_imports_no_framework(python):
 
 
 def test_only_finished_runs_ship(folder, tmp_path):
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="holds no run"):
         tool.main([str(tmp_path / "nowhere")])
 
 
@@ -134,7 +137,7 @@ def test_the_card_says_what_is_known(entry, folder, finished_run):
     text = (folder / "README.md").read_text()
     test = finished_run[2]["test"]
     assert f"{100 * test['top1']:.2f} % ({round(40 * test['top1'])} of 40 images), last step" in text
-    assert "resnet-tf train --model resnet8_v2 --recipe he2016 --seed 0 --dataset shapes" in text
+    assert "resnet-tf train --model resnet8_v2 --dataset shapes\n" in text
     assert "shortcut='identity', width=1, use_bias=False, classes=10" in text
     assert "JPEG" not in text
     path = folder / "resnet8_v2-shapes.json"

@@ -9,11 +9,10 @@ from typing import Any
 
 from resnet_tf.cli.command import load_tensorflow, run_command
 from resnet_tf.cli.evaluate import model_path, read_sidecar
-from resnet_tf.cli.records import overrides_of, shortcut_of, train_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of, write_json, write_text
 from resnet_tf.pretrained import zoo as shipped
-from resnet_tf.training.run_dir import RunDir
+from resnet_tf.reports.runs import COMMAND, overrides, read_run, shortcut_of
 
 CARD = "README.md"
 CHECKED = 4  # images whose logits go with the weights
@@ -42,10 +41,9 @@ def ship(run: Path) -> shipped.PretrainedEntry:
     Raises:
         UserError: the run is not finished.
     """
-    folder = RunDir(run)
-    settings, report = folder.settings(), folder.report()
-    if settings is None or report is None:
-        raise UserError(f"{run} holds no finished run; finish it first")
+    settings, report = read_run(run)
+    if report is None or not (run / COMMAND).is_file():
+        raise UserError(f"{run} is not finished, or lacks {COMMAND}; run its command again first")
     model = model_path(run, best=False)
     sidecar = read_sidecar(model)
     name = f"{settings['model']}-{settings['dataset']}"
@@ -61,8 +59,8 @@ def ship(run: Path) -> shipped.PretrainedEntry:
             "classes": len(sidecar["class_names"]),
         },
         "training": {
-            "command": train_command(settings),
-            "changes": list(overrides_of(settings)),
+            "command": (run / COMMAND).read_text(encoding="utf-8").strip(),
+            "changes": list(overrides(settings)),
             "seed": settings["seed"],
             "precision": settings["precision"],
             "iterations": report["iterations"],

@@ -1,42 +1,20 @@
-"""A picture of a network: a column of boxes per stage, shortcuts to the right of the units they go around."""
+"""Draw a network: a column of boxes per stage, shortcuts to the right of the units they go around."""
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from resnet_tf.reports.plots import INK, figure
 
+if TYPE_CHECKING:
+    from resnet_tf.summary import Box
+
 _WIDTH, _COLUMN, _LINE, _GAP = 1.9, 3.4, 0.2, 0.42  # inches
+_PLUS = {"boxstyle": "circle,pad=0.1", "fc": "white", "ec": INK, "lw": 0.8}
 
 
-class DrawnBox(Protocol):
-    """What the picture needs to know of a unit."""
-
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def stage(self) -> str: ...
-
-    @property
-    def lines(self) -> tuple[str, ...]: ...
-
-    @property
-    def shortcut(self) -> str | None: ...
-
-    @property
-    def output_shape(self) -> tuple[int | None, ...]: ...
-
-    @property
-    def count(self) -> int: ...
-
-
-def draw_network(boxes: Sequence[DrawnBox], title: str) -> Any:
-    """Draw units from top to bottom and stages from left to right, as a figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+def draw_network(boxes: Sequence["Box"], title: str) -> Any:
+    """Draw units from top to bottom and stages from left to right, as a figure."""
     columns = [list(group) for _, group in groupby(boxes, key=_column)]
     height = max(sum(_height(box) + _GAP for box in column) for column in columns) + 0.9
     made = figure(_COLUMN * len(columns), height)
@@ -49,7 +27,7 @@ def draw_network(boxes: Sequence[DrawnBox], title: str) -> Any:
     for index, column in enumerate(columns):
         x, y = 0.3 + index * _COLUMN, -0.9
         if end is not None:
-            _lead_over(axes, end, (x + _WIDTH / 2, y))
+            _connect_columns(axes, end, (x + _WIDTH / 2, y))
         for box in column:
             bottom = y - _height(box)
             _draw_box(axes, box, x, y, bottom)
@@ -59,22 +37,22 @@ def draw_network(boxes: Sequence[DrawnBox], title: str) -> Any:
     return made
 
 
-def _column(box: DrawnBox) -> str:
+def _column(box: "Box") -> str:
     return "start" if box.stage in ("input", "stem") else box.stage
 
 
-def _height(box: DrawnBox) -> float:
+def _height(box: "Box") -> float:
     return _LINE * (2 + len(box.lines)) + 0.14
 
 
-def _draw_box(axes: Any, box: DrawnBox, x: float, top: float, bottom: float) -> None:
+def _draw_box(axes: Any, box: "Box", x: float, top: float, bottom: float) -> None:
     axes.fill([x, x + _WIDTH, x + _WIDTH, x], [top, top, bottom, bottom], fc="#f1f4f8", ec=INK, lw=1)
-    title = f"{box.title}" if box.count == 1 else f"{box.title} (×{box.count})"
+    title = box.title if box.count == 1 else f"{box.title} (×{box.count})"
     shape = "×".join("?" if side is None else str(side) for side in box.output_shape)
-    for row, text in enumerate((title, *box.lines, f"out {shape}")):
-        style = {"weight": "bold"} if row == 0 else {"style": "italic"} if row == len(box.lines) + 1 else {}
-        place = (x + _WIDTH / 2, top - 0.07 - _LINE * (row + 0.5))
-        axes.text(*place, text, ha="center", va="center", fontsize=8 if row else 7.5, **style)
+    for line, text in enumerate((title, *box.lines, f"out {shape}")):
+        style = {"weight": "bold"} if line == 0 else {"style": "italic"} if line == len(box.lines) + 1 else {}
+        position = (x + _WIDTH / 2, top - 0.07 - _LINE * (line + 0.5))
+        axes.text(*position, text, ha="center", va="center", fontsize=8 if line else 7.5, **style)
     if box.shortcut:
         right = x + _WIDTH + 0.16
         level = bottom - _GAP * 0.3
@@ -84,14 +62,11 @@ def _draw_box(axes: Any, box: DrawnBox, x: float, top: float, bottom: float) -> 
         axes.text(right + 0.06, (top + bottom) / 2, box.shortcut, fontsize=7, va="center")
 
 
-_PLUS = {"boxstyle": "circle,pad=0.1", "fc": "white", "ec": INK, "lw": 0.8}
-
-
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1, "shrinkA": 0, "shrinkB": 0})
 
 
-def _lead_over(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+def _connect_columns(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
     """From the foot of a column, up between the columns, into the head of the next."""
     between, foot, head = end[0] - _WIDTH / 2 - 0.12, start[1] - _GAP * 0.75, end[1] + _GAP * 0.75
     axes.plot([start[0], start[0], between, between, end[0]], [start[1], foot, foot, head, head], color=INK, lw=1)

@@ -1,98 +1,80 @@
-"""Results of several runs side by side."""
+"""Results of several runs side by side, finished or not."""
 
+import datetime
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
+from pathlib import Path
+from typing import Any
+
+from resnet_tf.reports.runs import Settings, read_run
+from resnet_tf.reports.tables import spread
 
 _HEAD = ("run", "network", "parameters", "recipe", "seed", "validation %", "test %", "images/s", "time")
-_TEXT = (0, 1, 3)  # columns set to the left
+_LEFT_ALIGNED = (0, 1, 3)
+_NOT_COMPARED = ("seed", "threads", "data.mean", "data.std")
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run came to; None where it does not say.
+def compare_runs(folders: Sequence[Path], histories: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """A table of some runs, with mean ± sample deviation over seeds, and the settings in which they differ.
 
-    Attributes:
-        name: of its folder.
-        setting: equal for runs that differ in nothing but the seed.
-        network: name and what was changed of it.
-        parameters: trainable ones.
-        recipe: name of the recipe.
-        seed: of the run.
-        validation: accuracy of the final model on the validation part, a fraction.
-        test: accuracy of the final model on the test part, a fraction.
-        images_per_second: median over its epochs.
-        seconds: training and evaluations.
+    `histories` are the evaluations of each run. Raises UserError where a folder holds no run or a damaged one.
     """
-
-    name: str
-    setting: str
-    network: str
-    parameters: int | None
-    recipe: str
-    seed: int
-    validation: float | None
-    test: float | None
-    images_per_second: float | None
-    seconds: float | None
-
-
-def describe_runs(results: Sequence[RunResult]) -> str:
-    """A table with a line per run and, below the runs of one setting that have several seeds, their mean ± deviation.
-
-    The deviation is that of a sample (divided by n − 1).
-    """
-    lines: list[tuple[str, ...]] = [_HEAD]
-    for setting in dict.fromkeys(result.setting for result in results):
-        runs = [result for result in results if result.setting == setting]
-        lines += [_line(run) for run in runs]
-        if len({run.seed for run in runs}) > 1:
-            lines.append(_mean_line(runs))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in _TEXT else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a sample of two or more values."""
-    return mean(values), stdev(values)
-
-
-def _line(run: RunResult) -> tuple[str, ...]:
-    return (
-        run.name,
-        run.network,
-        "-" if run.parameters is None else f"{run.parameters:,}",
-        run.recipe,
-        str(run.seed),
-        "-" if run.validation is None else f"{100 * run.validation:.2f}",
-        "-" if run.test is None else f"{100 * run.test:.2f}",
-        "-" if run.images_per_second is None else f"{run.images_per_second:.0f}",
-        "-" if run.seconds is None else clock(run.seconds),
-    )
-
-
-def _mean_line(runs: Sequence[RunResult]) -> tuple[str, ...]:
-    validation = spread_of([100 * run.validation for run in runs if run.validation is not None], 2)
-    test = spread_of([100 * run.test for run in runs if run.test is not None], 2)
-    speed = spread_of([run.images_per_second for run in runs if run.images_per_second is not None], 0)
-    return (f"mean ± std of {len(runs)}", "", "", "", "", validation, test, speed, "")
-
-
-def spread_of(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation of a sample; a dash where there are fewer than two values."""
-    if len(values) < 2:
-        return "-"
-    middle, deviation = mean_and_deviation(values)
-    return f"{middle:.{digits}f} ± {deviation:.{digits}f}"
+    groups: dict[str, list[list[Any]]] = {}
+    for folder, history in zip(folders, histories, strict=True):
+        settings, report = read_run(folder)
+        compared = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+        values = _values(folder, settings, report or {}, history)
+        groups.setdefault(json.dumps(compared, sort_keys=True), []).append(values)
+    lines: list[Sequence[str]] = [_HEAD]
+    for group in groups.values():
+        lines += [_cells(values) for values in group]
+        if len({values[4] for values in group}) > 1:
+            means = [_mean(group, column, digits) for column, digits in ((5, 2), (6, 2), (7, 0))]
+            lines.append([f"mean ± std of {len(group)}", "", "", "", "", *means, ""])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        for column in _LEFT_ALIGNED:
+            cells[column] = line[column].ljust(widths[column])
+        text.append("  ".join(cells).rstrip())
+    (first, *others), (name, *names) = map(json.loads, groups), [group[0][0] for group in groups.values()]
+    for other, settings in zip(names, others, strict=True):
+        keys = [key for key in first | settings if first.get(key) != settings.get(key)][:4]
+        differences = (f"{key} is {first.get(key)} there, {settings.get(key)} here" for key in keys)
+        text.append(f"{other} differs from {name}: {'; '.join(differences)}")
+    return "\n".join(text)
 
 
 def clock(seconds: float) -> str:
     """A length of time as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _values(folder: Path, settings: Settings, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[Any]:
+    """What the columns show; None where the run does not say."""
+    width, shortcut = settings.get("builder.width", 1), settings.get("builder.shortcut")
+    network = [settings["model"], shortcut or "", "" if width == 1 else f"width {width}"]
+    training, last = report.get("training", {}), history[-1] if history else {}
+    accuracies = last.get("validation_accuracy"), (report.get("test") or {}).get("top1")
+    return [
+        folder.resolve().name,
+        " ".join(word for word in network if word),
+        report.get("parameters"),
+        settings["recipe.name"],
+        settings["seed"],
+        *(None if accuracy is None else 100 * accuracy for accuracy in accuracies),
+        training.get("median_images_per_second"),
+        training.get("seconds") or last.get("seconds"),
+    ]
+
+
+def _cells(values: Sequence[Any]) -> list[str]:
+    formats = ("", "", ",", "", "", ".2f", ".2f", ".0f")
+    cells = ["-" if value is None else format(value, form) for value, form in zip(values, formats, strict=False)]
+    return [*cells, "-" if values[-1] is None else clock(values[-1])]
+
+
+def _mean(group: Sequence[Sequence[Any]], column: int, digits: int) -> str:
+    known = [values[column] for values in group if values[column] is not None]
+    return spread(known, digits) if len(known) > 1 else "-"

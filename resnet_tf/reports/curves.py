@@ -10,47 +10,49 @@ from numpy.typing import NDArray
 
 from resnet_tf.reports.plots import INK, PALE, SECOND, THIRD, figure, literal, save
 
+_POINTS = 1500  # stretches that a long series is drawn in; a picture has no more columns
+_COLORS = (INK, SECOND, THIRD, "#7c3f8c", "#4d7c0f", "#8a6d3b", "#be185d", "#0f766e")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = "os^Dvx+*"
+_ACCURACIES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("train_accuracy", "training, as trained", {"color": INK, "ls": "-", "marker": "."}),
+    ("train_eval_accuracy", "training, inference mode", {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}),
+    ("validation_accuracy", "validation", {"color": SECOND, "ls": "--", "marker": "o", "mfc": "white"}),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingHistory:
-    """What a run left behind of its course.
-
-    Attributes:
-        name: what the run is called in a legend.
-        losses: training cross-entropy of every update, nats, float (N,).
-        rates: learning rate of every update, float (N,).
-        rows: one mapping per evaluation: iteration, train_accuracy (a fraction, as trained), validation_loss,
-            validation_accuracy, train_eval_accuracy and more; a missing value is None.
-        steps_per_epoch: updates an epoch.
-    """
+    """Loss (nats) and learning rate of every step, float (N,), and one mapping of metrics per evaluation."""
 
     name: str
     losses: NDArray[np.float64]
-    rates: NDArray[np.float64]
-    rows: Sequence[dict[str, Any]]
+    learning_rates: NDArray[np.float64]
+    history: Sequence[dict[str, Any]]
     steps_per_epoch: float
 
     def column(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Iterations and values of the rows that have a value for `key`; both float (n,)."""
-        pairs = [(row["iteration"], row[key]) for row in self.rows if row.get(key) is not None]
+        """Steps and values, float (n,), of the evaluations that have a value for `key`."""
+        pairs = [(metrics["iteration"], metrics[key]) for metrics in self.history if metrics.get(key) is not None]
         values = np.array(pairs, np.float64).reshape(-1, 2)
         return values[:, 0], values[:, 1]
 
+    @property
+    def window(self) -> int:
+        """Steps to smooth over: half an epoch, but at most a fiftieth of the run."""
+        return max(1, min(round(self.steps_per_epoch / 2), len(self.losses) // 50))
 
-def find_drops(rates: NDArray[np.float64]) -> list[int]:
-    """Updates at which a constant learning rate falls; a schedule that slides down has none."""
-    if len(rates) < 3:
+
+def find_drops(learning_rates: NDArray[np.float64]) -> list[int]:
+    """Steps at which a constant learning rate falls; a schedule that slides down has none."""
+    if len(learning_rates) < 3:
         return []
-    falls = (rates[2:] < rates[1:-1]) & (rates[1:-1] == rates[:-2])
-    return [int(index) + 2 for index in np.flatnonzero(falls)]
+    before, last, now = learning_rates[:-2], learning_rates[1:-1], learning_rates[2:]
+    return [int(index) + 2 for index in np.flatnonzero((now < last) & (last == before))]
 
 
 def smooth(values: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Running mean over `width` neighbors, without reaching over the ends.
-
-    Returns:
-        Positions (the middle of each window, counted from 1 like iterations) and means, float (N − width + 1,).
-    """
+    """Running mean, float (N − width + 1,), and the middle of each window, counted from 1 like steps."""
     width = max(1, min(width, len(values)))
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     means = (sums[width:] - sums[:-width]) / width
@@ -58,10 +60,9 @@ def smooth(values: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64]
 
 
 def envelope(values: NDArray[np.float64], points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lowest and highest of each stretch of a long series, so that drawing it costs the same at any length.
+    """Lowest and highest of each of `points` stretches of a long series, so that drawing any length costs the same.
 
-    Returns:
-        Positions counted from 1 and values, at most 2 · `points` each; a short series is returned as it is.
+    Returns positions counted from 1, and values; a short series comes back as it is.
     """
     if len(values) <= 2 * points:
         return np.arange(1, len(values) + 1, dtype=np.float64), np.asarray(values, np.float64)
@@ -70,81 +71,43 @@ def envelope(values: NDArray[np.float64], points: int) -> tuple[NDArray[np.float
     return np.repeat(edges + 1.0, 2), np.stack([low, high], axis=1).ravel()
 
 
-_POINTS = 1500  # stretches that a long series is drawn in; a picture has no more columns
-_COLOURS = (INK, SECOND, THIRD, "#7c3f8c", "#4d7c0f", "#8a6d3b", "#be185d", "#0f766e")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-_MARKERS = "os^Dvx+*"
-
-
-def draw_curves(course: TrainingHistory) -> Any:
-    """Losses, accuracies and learning rate of a run over its iterations, as a figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    made = figure(8.5, 9)
-    loss, accuracy, rate = made.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
-    _draw_losses(loss, course)
-    _draw_accuracies(accuracy, course)
-    rate.plot(np.arange(1, len(course.rates) + 1), course.rates, color=INK, lw=1.5)
-    rate.set(ylabel="learning rate", xlabel="iteration")
-    if find_drops(course.rates):  # steps by a factor show on a logarithmic scale, slides on a linear one
-        rate.set_yscale("log")
-        rate.margins(y=0.2)
-    else:
-        rate.set_ylim(bottom=0)
-    _mark_drops((loss, accuracy, rate), course)
-    _epochs_above(loss, course.steps_per_epoch)
-    made.suptitle(literal(course.name))
-    return made
-
-
-def save_curves(course: TrainingHistory, folder: Path) -> None:
-    """Write curves.png and curves.pdf into a folder.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: a file cannot be written.
-    """
-    made = draw_curves(course)
+def save_curves(run: TrainingHistory, folder: Path) -> None:
+    """Write curves.png and curves.pdf into a folder."""
+    made = draw_curves(run)
     save(made, folder / "curves.png")
     save(made, folder / "curves.pdf")
 
 
-def draw_comparison(courses: Sequence[TrainingHistory]) -> Any:
-    """Smoothed training losses and accuracies of several runs over each other, as a figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    made = figure(9, 8 + 0.12 * len(courses))
-    loss, accuracy = made.subplots(2, 1, sharex=True)
-    for index, course in enumerate(courses):
-        style = {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.4}
-        name = literal(course.name)
-        smoothed = smooth(course.losses, _width(course)) if course.losses.size else course.column("train_loss")
-        loss.plot(*smoothed, label=name, **style)
-        validated = course.column("validation_accuracy")
-        x, y = validated if len(validated[0]) else course.column("train_accuracy")
-        marked = {"marker": _MARKERS[index % len(_MARKERS)], "ms": 4, "markevery": max(1, len(x) // 12)}
-        label = name if len(validated[0]) else f"{name} (training: it has no validation)"
-        accuracy.plot(x, 100 * y, label=label, **style, **marked)
-    loss.set(ylabel="training loss, smoothed (nats)", yscale="log")
-    _plain_ticks(loss)
-    accuracy.set(ylabel="validation accuracy (%)", xlabel="iteration")
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-        axes.margins(x=0.01)
-    accuracy.legend(fontsize=8, loc="lower right")
+def draw_curves(run: TrainingHistory) -> Any:
+    """Draw losses, accuracies and learning rate of a run over its steps."""
+    made = figure(8.5, 9)
+    loss, accuracy, learning_rate = made.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
+    _draw_losses(loss, run)
+    _draw_accuracies(accuracy, run)
+    learning_rate.plot(np.arange(1, len(run.learning_rates) + 1), run.learning_rates, color=INK, lw=1.5)
+    learning_rate.set(ylabel="learning rate", xlabel="iteration")
+    drops = find_drops(run.learning_rates)
+    if drops:  # drops by a factor show on a logarithmic scale, slides on a linear one
+        learning_rate.set_yscale("log")
+        learning_rate.margins(y=0.2)
+    else:
+        learning_rate.set_ylim(bottom=0)
+    for drop in drops:
+        for axes in (loss, accuracy, learning_rate):
+            axes.axvline(drop, color="black", lw=0.9, ls=(0, (2, 3)))
+        text = {"fontsize": 8, "ha": "right", "va": "top", "rotation": 90 if len(drops) > 4 else 0}
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (-4, -4), "textcoords": "offset points"}
+        learning_rate.annotate(f"drop at {drop}", (drop, 1), **place, **text)
+    steps = run.steps_per_epoch
+    loss.secondary_xaxis("top", functions=(lambda i: i / steps, lambda e: e * steps)).set_xlabel("epoch")
+    made.suptitle(literal(run.name))
     return made
 
 
-def _draw_losses(axes: Any, course: TrainingHistory) -> None:
-    x, y = envelope(course.losses, _POINTS)
-    axes.plot(x, y, color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
-    width = _width(course)
-    axes.plot(*smooth(course.losses, width), color=INK, lw=1.6, label=f"training, mean of {width}")
-    x, y = course.column("validation_loss")
+def _draw_losses(axes: Any, run: TrainingHistory) -> None:
+    axes.plot(*envelope(run.losses, _POINTS), color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
+    axes.plot(*smooth(run.losses, run.window), color=INK, lw=1.6, label=f"training, mean of {run.window}")
+    x, y = run.column("validation_loss")
     if len(x):
         axes.plot(x, y, color=SECOND, lw=1.4, ls="--", marker="o", ms=4, mfc="white", label="validation")
     axes.set(ylabel="cross-entropy (nats)", yscale="log")
@@ -153,13 +116,9 @@ def _draw_losses(axes: Any, course: TrainingHistory) -> None:
     axes.grid(alpha=0.3, which="both")
 
 
-def _draw_accuracies(axes: Any, course: TrainingHistory) -> None:
-    for key, label, style in (
-        ("train_accuracy", "training, as trained", {"color": INK, "ls": "-", "marker": "."}),
-        ("train_eval_accuracy", "training, inference mode", {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}),
-        ("validation_accuracy", "validation", {"color": SECOND, "ls": "--", "marker": "o", "mfc": "white"}),
-    ):
-        x, y = course.column(key)
+def _draw_accuracies(axes: Any, run: TrainingHistory) -> None:
+    for key, label, style in _ACCURACIES:
+        x, y = run.column(key)
         if len(x):
             axes.plot(x, 100 * y, lw=1.4, ms=4, markevery=max(1, len(x) // 40), label=label, **style)
     axes.set(ylabel="accuracy (%)")
@@ -172,36 +131,29 @@ def _plain_ticks(axes: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axes.get_ylim()
-    wide = high > 100 * low
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_drops(all_axes: Sequence[Any], course: TrainingHistory) -> None:
-    drops = find_drops(course.rates)
-    for axes in all_axes:
-        for drop in drops:
-            axes.axvline(drop, color="black", lw=0.9, ls=(0, (2, 3)))
-    for drop in drops:
-        all_axes[-1].annotate(
-            f"drop at {drop}",
-            (drop, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, -4),
-            textcoords="offset points",
-            fontsize=8,
-            ha="right",
-            va="top",
-            rotation=90 if len(drops) > 4 else 0,
-        )
-
-
-def _epochs_above(axes: Any, steps_per_epoch: float) -> None:
-    above = axes.secondary_xaxis("top", functions=(lambda i: i / steps_per_epoch, lambda e: e * steps_per_epoch))
-    above.set_xlabel("epoch")
-
-
-def _width(course: TrainingHistory) -> int:
-    """Half an epoch, but at most a fiftieth of the course."""
-    return max(1, min(round(course.steps_per_epoch / 2), len(course.losses) // 50))
+def draw_comparison(runs: Sequence[TrainingHistory]) -> Any:
+    """Draw smoothed training losses and accuracies of several runs over each other."""
+    made = figure(9, 8 + 0.12 * len(runs))
+    loss, accuracy = made.subplots(2, 1, sharex=True)
+    for index, run in enumerate(runs):
+        style = {"color": _COLORS[index % len(_COLORS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.4}
+        name = literal(run.name)
+        loss.plot(*(smooth(run.losses, run.window) if run.losses.size else run.column("train_loss")), **style)
+        validated = len(run.column("validation_accuracy")[0])
+        x, y = run.column("validation_accuracy" if validated else "train_accuracy")
+        label = name if validated else f"{name} (training: it has no validation)"
+        marked = {"marker": _MARKERS[index % len(_MARKERS)], "ms": 4, "markevery": max(1, len(x) // 12)}
+        accuracy.plot(x, 100 * y, label=label, **style, **marked)
+    loss.set(ylabel="training loss, smoothed (nats)", yscale="log")
+    _plain_ticks(loss)
+    accuracy.set(ylabel="validation accuracy (%)", xlabel="iteration")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.01)
+    accuracy.legend(fontsize=8, loc="lower right")
+    return made

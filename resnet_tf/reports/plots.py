@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing
-from resnet_tf.reports import metrics
-from resnet_tf.reports.metrics import Predictions, choose_examples
+from resnet_tf.reports.metrics import Predictions, calibration_bins, choose_examples, expected_calibration_error
 
 WITHOUT_PLOTS = "pictures are left out: matplotlib is not installed; pip install 'resnet_tf[plots]'"
 
@@ -22,7 +21,7 @@ _UNDATED = {".pdf": {"CreationDate": None}, ".png": {"Software": None}, ".svg": 
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     try:
         optional_import("matplotlib.figure", "plots")
     except UserError:
@@ -31,27 +30,19 @@ def can_draw() -> bool:
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure of this size in inches.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """An empty figure of this size in inches; UserError where matplotlib is not installed."""
     made = optional_import("matplotlib.figure", "plots").Figure(figsize=(width, height), layout="constrained")
     optional_import("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(made)
     return made
 
 
 def literal(name: str) -> str:
-    """A name as matplotlib writes it letter by letter: between two dollar signs it would read a formula."""
+    """A name that matplotlib draws letter by letter, not as a formula between dollar signs."""
     return name.replace("$", r"\$")
 
 
 def save(made: Any, path: Path, dpi: int = 110) -> None:
-    """Replace a picture as a whole; the suffix gives the format.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Replace a picture as a whole; the suffix gives the format."""
     with replacing(path) as temporary:
         made.savefig(temporary, dpi=dpi, metadata=_UNDATED.get(path.suffix))
 
@@ -63,37 +54,23 @@ def pixels(made: Any, dpi: int = 80) -> NDArray[np.uint8]:
     return np.asarray(made.canvas.buffer_rgba())[..., :3].copy()
 
 
-class Pictures(Protocol):
-    """Images by index: an array of them, or whatever reads them when they are asked for."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Image `index`, uint8 (H, W, 3 or 1)."""
-        ...
-
-
 _FEW = 25  # classes up to which cells are large; above, everything is set small and only cells with images get a number
-_CAPTIONS = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
+_TITLES = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
 
 
 def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Any:
-    """Counts, and shares of each true class in per cent; rows are true classes.
+    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class.
 
     Few classes stand side by side, many one above the other, so that a page need not shrink them.
-
-    Args:
-        confusion: images per (true, predicted) class, (C, C).
-        class_names: names of the C classes.
     """
     few = len(class_names) <= _FEW
     side = max(3.5, len(class_names) * (0.52 if few else 0.15)) + 1.2
     made = figure(2 * side, side + 0.2) if few else figure(side, 2 * side)
     first, second = made.subplots(*((1, 2) if few else (2, 1)))
     counts = np.asarray(confusion)
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 8.5 if few else 4.5
-    _draw_matrix(first, counts, [[f"{n}" if n or few else "" for n in row] for row in counts], class_names, size)
-    percent = [[_percent(share, few) for share in row] for row in shares]
-    _draw_matrix(second, shares, percent, class_names, size)
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    _draw_matrix(first, counts, lambda n: f"{n}" if n or few else "", class_names)
+    _draw_matrix(second, percent, _percent_short if few else _percent_whole, class_names)
     for axes, title in ((first, "images"), (second, "per cent of the true class")):
         axes.set_title(title, fontsize=12 if few else 18)
         axes.set_xlabel("predicted class", fontsize=10 if few else 15)
@@ -101,28 +78,43 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> 
     return made
 
 
+def _percent_short(value: float) -> str:
+    return f"{value:.1f}" if value else "0"
+
+
+def _percent_whole(value: float) -> str:
+    return f"{value:.0f}" if value >= 0.5 else ""
+
+
+def _draw_matrix(axes: Any, values: NDArray[Any], text_of: Any, class_names: Sequence[str]) -> None:
+    few = len(class_names) <= _FEW
+    # The square root lifts the small counts off the diagonal; white is 0, so that gray prints keep the order.
+    shades, top = np.sqrt(values), np.sqrt(max(1, values.max()))
+    axes.imshow(shades, cmap="Greys", vmin=0, vmax=1.25 * top)
+    for (row, column), value in np.ndenumerate(values):
+        if text := text_of(value):
+            color = "white" if shades[row, column] > 0.6 * top else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8.5 if few else 4.5, color=color)
+    names, ticks = [literal(name) for name in class_names], np.arange(len(class_names))
+    axes.set_xticks(ticks, names, rotation=45 if few else 90, fontsize=9 if few else 6)
+    axes.set_yticks(ticks, names, fontsize=9 if few else 6)
+    if few:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
 def draw_calibration(predictions: Predictions, bins: int = 15) -> Any:
-    """Accuracy over confidence in bins of equal width, and how many images each bin holds."""
-    counts, sure, hit = metrics.calibration_bins(predictions.confidences, predictions.right, bins)
-    error = metrics.expected_calibration_error(predictions.confidences, predictions.right, bins)
-    filled = counts > 0
-    middles, width = (np.arange(bins) + 0.5) / bins, 1 / bins
+    """Draw accuracy over confidence in bins of equal width, and how many images each bin holds."""
+    counts, confidence, correct = calibration_bins(predictions.confidences, predictions.right, bins)
+    error = expected_calibration_error(predictions.confidences, predictions.right, bins)
+    filled, middles, width = counts > 0, (np.arange(bins) + 0.5) / bins, 1 / bins
+    accuracy, confidence = correct[filled] / counts[filled], confidence[filled] / counts[filled]
     made = figure(5.6, 6.4)
     upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    accuracy = hit[filled] / counts[filled]
     upper.bar(middles[filled], accuracy, width, color=PALE, edgecolor=INK, lw=0.8, label="accuracy of the bin")
     upper.plot([0, 1], [0, 1], color="black", lw=1, ls="--", label="perfect calibration")
-    upper.plot(
-        sure[filled] / counts[filled],
-        accuracy,
-        "o",
-        color=INK,
-        ms=5,
-        mfc="white",
-        clip_on=False,
-        zorder=5,
-        label="at the bin's mean confidence",
-    )
+    style = {"color": INK, "ms": 5, "mfc": "white", "clip_on": False, "zorder": 5}
+    upper.plot(confidence, accuracy, "o", label="at the bin's mean confidence", **style)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(f"expected calibration error {100 * error:.2f} % ({bins} bins)", fontsize=11)
     upper.legend(fontsize=9, loc="upper left")
@@ -134,23 +126,19 @@ def draw_calibration(predictions: Predictions, bins: int = 15) -> Any:
     return made
 
 
-def draw_examples(images: Pictures, predictions: Predictions, choice: str, rows: int = 4) -> Any:
-    """A grid of images with what was predicted, how surely, and what is true.
+def draw_examples(images: Any, predictions: Predictions, choice: str, rows: int = 4) -> Any:
+    """Draw rows of six images with what was predicted, how surely, and what is true; `choice` as `choose_examples`.
 
-    Args:
-        images: gives image i of the set, uint8 (H, W, 3 or 1); an array (N, H, W, 3 or 1) will do.
-        predictions: what was said of them.
-        choice: "wrong", "right" or "random", as in `choose_examples`.
-        rows: rows of six images.
+    `images[i]` is image i, uint8 (H, W, 3 or 1): an array, or whatever reads images when they are asked for.
     """
     chosen = choose_examples(predictions, choice, 6 * rows)
     rows = max(1, -(-len(chosen) // 6))
     made = figure(9.6, 2.1 * rows + 0.4)
-    made.suptitle(f"{_CAPTIONS[choice]} ({len(chosen)})" if len(chosen) else f"{_CAPTIONS[choice]}: there are none")
-    for axes, index in zip(made.subplots(rows, 6, squeeze=False).flat, [*chosen, *[-1] * 6 * rows], strict=False):
+    made.suptitle(f"{_TITLES[choice]} ({len(chosen)})" if len(chosen) else f"{_TITLES[choice]}: there are none")
+    grid = list(made.subplots(rows, 6, squeeze=False).flat)
+    for axes in grid:
         axes.set_axis_off()
-        if index < 0:
-            continue
+    for axes, index in zip(grid, chosen, strict=False):
         picture = images[index]
         axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", interpolation="nearest")
         axes.set_title(_caption(predictions, index), fontsize=8, pad=3)
@@ -163,27 +151,3 @@ def _caption(predictions: Predictions, index: int) -> str:
     predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
     verdict = "right" if predicted == true else f"is {true}"
     return literal(f"{predicted} {percent:.0f} %\n{verdict}")
-
-
-def _percent(share: float, few: bool) -> str:
-    if not few:
-        return f"{share:.0f}" if share >= 0.5 else ""
-    return f"{share:.1f}" if share else "0"
-
-
-def _draw_matrix(axes: Any, values: NDArray[Any], texts: list[list[str]], names: Sequence[str], size: float) -> None:
-    # The square root lifts the small counts off the diagonal; light is little, so that gray prints keep the order.
-    axes.imshow(np.sqrt(values), cmap="Greys", vmin=0, vmax=1.25 * np.sqrt(max(1, values.max())))
-    dark = np.sqrt(values) > 0.6 * np.sqrt(max(1, values.max()))
-    for row, line in enumerate(texts):
-        for column, text in enumerate(line):
-            if text:
-                color = "white" if dark[row, column] else "black"
-                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
-    names, places = [literal(name) for name in names], np.arange(len(names))
-    label_size = 9 if len(names) <= _FEW else 6
-    axes.set_xticks(places, names, rotation=90 if len(names) > _FEW else 45, fontsize=label_size)
-    if len(names) <= _FEW:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names, fontsize=label_size)

@@ -6,13 +6,12 @@ import pytest
 
 from resnet_tf.errors import UserError
 from resnet_tf.reports.curves import TrainingHistory, envelope, find_drops, smooth
-from resnet_tf.training import callbacks as callbacks
-from resnet_tf.training import logs as courses
+from resnet_tf.training import callbacks, logs
 
 
-def course(iterations=400, steps_per_epoch=100):
-    rates = np.where(np.arange(iterations) < 200, 0.1, np.where(np.arange(iterations) < 300, 0.01, 0.001))
-    rows = [
+def made_up_history(iterations=400, steps_per_epoch=100):
+    learning_rates = np.where(np.arange(iterations) < 200, 0.1, np.where(np.arange(iterations) < 300, 0.01, 0.001))
+    history = [
         {
             "iteration": step,
             "train_accuracy": 0.5,
@@ -22,11 +21,11 @@ def course(iterations=400, steps_per_epoch=100):
         }
         for step in range(steps_per_epoch, iterations + 1, steps_per_epoch)
     ]
-    return TrainingHistory("a run", np.linspace(2, 1, iterations), rates, rows, steps_per_epoch)
+    return TrainingHistory("a run", np.linspace(2, 1, iterations), learning_rates, history, steps_per_epoch)
 
 
 def test_drops_of_a_piecewise_schedule():
-    assert find_drops(course().rates) == [200, 300]
+    assert find_drops(made_up_history().learning_rates) == [200, 300]
 
 
 def test_a_sliding_schedule_has_no_drops():
@@ -51,24 +50,24 @@ def test_the_envelope_keeps_every_peak():
     assert envelope(np.array([5.0, 6.0]), 100)[0].tolist() == [1.0, 2.0]
 
 
-def test_the_course_of_a_run_folder(finished_run):
+def test_the_history_of_a_run_folder(finished_run):
     folder, _, report = finished_run
-    read = courses.read_history(folder)
-    assert len(read.losses) == len(read.rates) == report["iterations"] == 12
+    read = logs.read_history(folder)
+    assert len(read.losses) == len(read.learning_rates) == report["iterations"] == 12
     assert read.steps_per_epoch == report["steps_per_epoch"] == 11
     # he2016 shortened to 12 iterations: 0.01 for the warm-up, then 0.1, tenths from 6 and 9 on.
-    np.testing.assert_allclose(read.rates, [0.01, *[0.1] * 5, *[0.01] * 3, *[0.001] * 3])
-    assert find_drops(read.rates) == [6, 9]
+    np.testing.assert_allclose(read.learning_rates, [0.01, *[0.1] * 5, *[0.01] * 3, *[0.001] * 3])
+    assert find_drops(read.learning_rates) == [6, 9]
     assert read.column("validation_accuracy")[0][-1] == 12
 
 
 def test_rates_that_feedback_changed_come_from_the_rows():
     settings = {"recipe.name": "x", "recipe.schedule": "plateau", "recipe.iterations": 6, "recipe.learning_rate": 0.1}
     rows = [{"iteration": 4, "learning_rate": 0.1}, {"iteration": 6, "learning_rate": 0.01}]
-    assert courses._learning_rates(settings, rows, 4).tolist() == [0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert logs._learning_rates(settings, rows, 4).tolist() == [0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
 
 
-def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_path):
+def test_the_history_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_path):
     """One iteration of 40,000 is an epoch of 0.000025, written as 0.0."""
     for name in ("settings.json", "metrics.csv"):
         shutil.copy(finished_run[0] / name, tmp_path)
@@ -76,29 +75,28 @@ def test_the_course_of_a_run_at_the_beginning_of_a_long_epoch(finished_run, tmp_
     early = {"iteration": "1", "epoch": "0.0", "learning_rate": "0.01"}
     fields = dict(zip(header.split(","), row.split(","), strict=True)) | early
     (tmp_path / "metrics.csv").write_text(f"{header}\n{','.join(fields.values())}\n")
-    assert courses.read_history(tmp_path).rates.tolist() == [0.01]
+    assert logs.read_history(tmp_path).learning_rates.tolist() == [0.01]
 
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        courses.read_history(tmp_path)
+        logs.read_history(tmp_path)
 
 
 def test_a_run_whose_name_looks_like_a_formula(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
-    from resnet_tf.reports import curves
-    from resnet_tf.reports import plots as canvas
+    from resnet_tf.reports import curves, plots
 
-    odd = dataclasses.replace(course(), name="$^$")
+    odd = dataclasses.replace(made_up_history(), name="$^$")
     for made in (curves.draw_curves(odd), curves.draw_comparison([odd])):
-        canvas.save(made, tmp_path / "made.png")
+        plots.save(made, tmp_path / "made.png")
 
 
 def test_what_the_figure_shows():
     pytest.importorskip("matplotlib", reason="needs the extra plots")
     from resnet_tf.reports.curves import draw_curves
 
-    loss, accuracy, rate = draw_curves(course()).axes
+    loss, accuracy, rate = draw_curves(made_up_history()).axes
     assert "nats" in loss.get_ylabel()
     assert (accuracy.get_ylabel(), rate.get_ylabel(), rate.get_xlabel()) == (
         "accuracy (%)",
@@ -135,7 +133,7 @@ def test_without_matplotlib_it_trains_and_says_so_once(train, tmp_path, monkeypa
 
 def test_evaluating_on_the_training_images(train, tmp_path):
     train(tmp_path / "run", "--iterations", "2", "--eval-train")
-    row = courses.read_metrics(tmp_path / "run")[-1]
+    row = logs.read_metrics(tmp_path / "run")[-1]
     assert row["train_eval_loss"] > 0
     # 180 images: a fraction of another denominator would not come out whole.
     assert row["train_eval_accuracy"] * 180 == pytest.approx(round(row["train_eval_accuracy"] * 180))
@@ -161,7 +159,7 @@ def test_drawing_takes_a_small_share_of_the_time(monkeypatch, tmp_path):
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(callbacks, "read_history", lambda folder: None)
 
-    def draw(course, folder):
+    def draw(history, folder):
         drawn.append(now[0])
         now[0] += 1.0
 
