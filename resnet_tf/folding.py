@@ -58,6 +58,7 @@ def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
     for name, nodes in calls.items():
         for source in _source_layers(nodes):
             readers.setdefault(source, []).append(name)
+    by_name = {layer.name: layer for layer in model.layers}
     pairs = {}
     for layer in model.layers:
         if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
@@ -65,8 +66,8 @@ def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
         after = readers.get(layer.name, [])
         if len(calls[layer.name]) != 1 or len(after) != 1 or layer.name in model.output_names:
             continue
-        norm = model.get_layer(after[0]) if len(calls[after[0]]) == 1 else None
-        if norm is not None and _over_channels(norm, layer):
+        norm = by_name.get(after[0])  # None for an operation that is no layer
+        if len(calls[after[0]]) == 1 and _over_channels(norm, layer):
             pairs[layer.name] = norm
     return pairs
 
@@ -80,9 +81,9 @@ def _source_layers(arguments: Any) -> Iterator[str]:
             yield from _source_layers(item)
 
 
-def _over_channels(norm: layers.Layer, conv: layers.Conv2D) -> bool:
+def _over_channels(norm: layers.Layer | None, conv: layers.Conv2D) -> bool:
     channels = (-1, 3) if conv.data_format == "channels_last" else (1, -3)
-    return type(norm) is layers.BatchNormalization and norm.axis in channels
+    return norm is not None and type(norm) is layers.BatchNormalization and norm.axis in channels
 
 
 def _merged(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:

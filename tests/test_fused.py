@@ -171,8 +171,8 @@ def test_grouped_convolutions_agree_with_a_convolution_per_group(strides, paddin
     layer, images = model.get_layer("conv"), tf.constant(some_images(model))
 
     def by_hand():
-        parts = zip(tf.split(images, groups, -1), tf.split(layer.kernel.value, groups, -1), strict=True)
-        joined = [tf.nn.conv2d(x, k, strides, padding.upper(), dilations=dilation) for x, k in parts]
+        of_groups = zip(tf.split(images, groups, -1), tf.split(layer.kernel.value, groups, -1), strict=True)
+        joined = [tf.nn.conv2d(x, k, strides, padding.upper(), dilations=dilation) for x, k in of_groups]
         return tf.nn.relu(tf.concat(joined, -1) + layer.bias.value)
 
     def pass_of(function):

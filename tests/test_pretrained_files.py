@@ -173,6 +173,13 @@ def test_keras_files_of_other_networks(tmp_path, name):
         cifar_resnet(8, weights=str(tmp_path / name))
 
 
+def test_a_file_with_more_than_the_model_has(tmp_path):
+    """Keras takes the layers that it finds a place for, and says nothing of the others."""
+    some_model().save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(UserError, match=r"m\.weights\.h5 does not fit .* it has \d+ variables, the model has \d+;"):
+        cifar_resnet(8, include_top=False, weights=str(tmp_path / "m.weights.h5"))
+
+
 def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(UserError, match="does not exist; give 'imagenet' or the path of a file"):
         cifar_resnet(8, weights="imagnet")

@@ -144,20 +144,20 @@ def tensor(shape, strides, *, numel, offset=0, key="0", kind=FLOATS):
     return Call(REBUILD, storage, offset, shape, strides, False, collections.OrderedDict())
 
 
-def archive(path, value, storages=None, compression=zipfile.ZIP_STORED, **parts):
+def archive(path, value, storages=None, compression=zipfile.ZIP_STORED, **entries):
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("archive/data.pkl", value if isinstance(value, bytes) else pickled(value))
         for key, data in (storages or {}).items():
             file.writestr(f"archive/data/{key}", data)
-        for name, data in parts.items():
+        for name, data in entries.items():
             file.writestr(f"archive/{name}", data)
     return path
 
 
 def stream(path, value, tail=b""):
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
-    parts = [0x1950A86A20F9469CFC6C, 1001, system, value]
-    path.write_bytes(b"".join(part if isinstance(part, bytes) else pickled(part) for part in parts) + tail)
+    values = [0x1950A86A20F9469CFC6C, 1001, system, value]
+    path.write_bytes(b"".join(item if isinstance(item, bytes) else pickled(item) for item in values) + tail)
     return path
 
 
@@ -266,17 +266,17 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18.pth", "resnet50.pth"])
-@pytest.mark.parametrize("share", [0, 0.001, 0.05, 0.5, 0.99])
-def test_truncated_files(tmp_path, name, share):
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.05, 0.5, 0.99])
+def test_truncated_files(tmp_path, name, fraction):
     data = (FIXTURES / name).read_bytes()
-    (tmp_path / "t.pth").write_bytes(data[: int(share * len(data))])
+    (tmp_path / "t.pth").write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(UserError, match=r"t\.pth cannot be imported: ") as error:
         read_checkpoint(tmp_path / "t.pth")
     assert "\n" not in str(error.value)
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="does not exist or is no file"):
+    with pytest.raises(UserError, match="does not exist or is not a file"):
         read_checkpoint(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(UserError, match=r"neither a file of torch\.save nor a \.safetensors file"):

@@ -1,5 +1,6 @@
 """Open what `weights=` names: published weights, a PyTorch checkpoint, or a Keras file."""
 
+import warnings
 from pathlib import Path
 
 import h5py
@@ -124,7 +125,8 @@ class KerasWeights(Weights):
             # Keras does not notice what the file has more than the model.
             if stored != len(model.variables):
                 raise ValueError(f"it has {stored} variables, the model has {len(model.variables)}")
-            with recursion_limit(len(model.layers)):
+            with recursion_limit(len(model.layers)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the head that is passed over
                 model.load_weights(self.path, objects_to_skip=heads)
         except Exception as error:  # Keras raises whatever its readers raise on a damaged file
             model.set_weights(before)

@@ -96,8 +96,8 @@ def read_torch_file(path: Path) -> Any:
             value, read_storage = _read_stream(path)
         else:
             raise UserError("it is neither a file of torch.save nor a .safetensors file")
-    # Several tensors may share a storage and then follow one another; more than the last one would fill the memory.
-    return _with_lazy_tensors(value, path, functools.lru_cache(maxsize=1)(read_storage))
+        # Several tensors may share a storage and then follow one another; more than the last one would fill the memory.
+        return _with_lazy_tensors(value, path, functools.lru_cache(maxsize=1)(read_storage))
 
 
 def _with_lazy_tensors(value: Any, path: Path, read_storage: ReadStorage) -> Any:
