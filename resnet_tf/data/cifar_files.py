@@ -199,7 +199,7 @@ def read_archive(info: CifarInfo, path: Path) -> list[CifarFile]:
                     files[name] = _decode(info, name, _read_member(info, archive, member, where), where)
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
         raise UserError(
-            f"{path} is not a readable tar archive or is cut short ({short(error)}); {info.advice}"
+            f"{path} is not a readable tar archive, or is cut short ({short(error)}); {info.advice}"
         ) from error
     return _complete(info, files, str(path))
 
