@@ -83,7 +83,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         print(f"archived in {folder}")
         return {"folder": str(folder)}
     if arguments.markdown:
-        return _write_page(results)
+        page = results / PAGE
+        try:
+            write_text(page, results_page(results))
+        except OSError as error:
+            raise UserError(f"{page} cannot be written ({error.strerror}); give another --results") from error
+        print(f"written to {page}")
+        return {"page": str(page)}
     planned = _plan(arguments)
     plan = [run.describe() for run in planned]
     print("\n".join(plan))
@@ -99,27 +105,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     return {"plan": plan, "table": table, "differences": differences}
 
 
-def _write_page(results: Path) -> dict[str, Any]:
-    if not results.is_dir():
-        raise UserError(f"--results {results} does not exist; archive a run in it first (--collect RUN)")
-    page = results / PAGE
-    try:
-        write_text(page, results_page(results))
-    except OSError as error:
-        raise UserError(f"{page} cannot be written ({error.strerror}); give another --results") from error
-    print(f"written to {page}")
-    return {"page": str(page)}
-
-
 def _plan(arguments: Any) -> list[PlannedRun]:
     """The runs that are asked for, with what there is of each."""
     for flag in _OWN_FLAGS:
         if any(given.partition("=")[0] == flag for given in arguments.train_flags):
             raise UserError(f"{flag} does not go behind --: reproduce sets it itself; see resnet-tf reproduce --help")
-    if not arguments.nets or len(set(arguments.nets)) < len(arguments.nets):
-        raise UserError("--nets names no network, or one twice; give each once, such as resnet20_v1,resnet20_v2")
-    if len(set(arguments.seeds)) < len(arguments.seeds):
-        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))} names a seed twice; give each once")
+    for flag, values in (("--nets", arguments.nets), ("--seeds", arguments.seeds)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{flag} {','.join(map(str, values))} is empty or repeats a value; give each once")
     check_name(arguments.dataset, arguments.data_dir)
     requests = [_request(arguments, net, seed) for net in arguments.nets for seed in arguments.seeds]
     print(f"reading {arguments.dataset} …")

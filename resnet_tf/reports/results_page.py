@@ -24,9 +24,9 @@ _ABLATIONS = f"""## Differences
 Errors after the last step, of runs that differ in one thing, with the same seeds, data and split. Chance explains
 differences up to twice their standard deviation, which has two causes: the draw of the test images (binomial; both
 networks see the same ones, which makes it less by an amount that was not measured), and the seed (the standard
-deviation over seeds, pooled over all groups on the same data; where no group has several seeds, {SEED_DEVIATION} points,
-that of five ResNet-110 on the original data). A difference that is not beyond chance shows neither that the change
-matters nor that it does not."""
+deviation over seeds, pooled over all groups on the same data; where no group has several seeds, {SEED_DEVIATION}
+points, that of five ResNet-110 on the original data). A difference that is not beyond chance shows neither that the
+change matters nor that it does not."""
 
 
 def results_page(place: Path) -> str:
