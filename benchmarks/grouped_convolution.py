@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
-from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.fused import POLICIES, fused_view
 from resnet_tf.models.registry import build_model
+from resnet_tf.process import load_tensorflow
 
 
 def make_step(name, policy, batch_size):

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from resnet_tf.cli import predict as command
-from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.data.image_io import cv2
 from resnet_tf.models.registry import build_model
 from resnet_tf.prediction import find_images, predict_files
+from resnet_tf.process import load_tensorflow
 
 
 def main():

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.cli.command import load_tensorflow
 from resnet_tf.data.image_io import cv2
 from resnet_tf.data.shapes import load_shapes
+from resnet_tf.process import load_tensorflow
 
 TRAIN, VALIDATION = 128, 40
 MOST_GB = 3.0

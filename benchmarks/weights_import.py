@@ -15,12 +15,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.process import load_tensorflow
 
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.process import load_tensorflow
 load_tensorflow()
 import resnet_tf.models.imagenet, resnet_tf.pretrained.keras_file, resnet_tf.cli.import_weights
 what, path, output = sys.argv[1:]

@@ -97,13 +97,9 @@ class TrainConfig:
     unfreeze_learning_rate: float | None = setting(
         None, "highest from then on (default: as before)", low=0, high=1e6, parse=float, metavar="RATE", group=_TUNING
     )
-    train_bn: bool = setting(
-        False, "unfreeze batch normalization too, which otherwise stays frozen", group=_TUNING
-    )
+    train_bn: bool = setting(False, "unfreeze batch normalization too, which otherwise stays frozen", group=_TUNING)
 
-    run_dir: str | None = setting(
-        None, "default: runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k>", group=_RUN
-    )
+    run_dir: str | None = setting(None, "default: runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k>", group=_RUN)
     overwrite: bool = setting(False, "start anew where a run exists", group=_RUN)
     device: str = setting("auto", "auto, cpu, gpu or gpu:N (default: auto)", group=_RUN)
     precision: str = setting("auto", "default: fastest native one", choices=("auto", *PRECISIONS), group=_RUN)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.config import FORMATS, QUANTIZATIONS
-from resnet_tf.data.dataset import Dataset, load_dataset
+from resnet_tf.data.dataset import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing, write_json
 from resnet_tf.folding import fold_batch_norm
@@ -96,7 +96,9 @@ def export_model(
     check_request(format, quantize, data is not None)
     path = Path(path)
     original, sidecar, name = open_model(model, best=best)
-    dataset = load_dataset(data, data_dir) if isinstance(data, str) else data
+    dataset: Any = load_dataset(data, data_dir) if isinstance(data, str) else data
+    if dataset is not None and dataset.test is None:
+        raise UserError(f"{dataset.name} has no test images to compare on", argument="data")
     if dataset is not None:
         check_input(original, name, dataset.name, dataset.test.images.shape[1:])
     comparison = write_export(
@@ -148,7 +150,7 @@ def write_export(
     return result
 
 
-def _images(model: keras.Model, data: Dataset | None) -> NDArray[np.float32]:
+def _images(model: keras.Model, data: Any) -> NDArray[np.float32]:
     """Images to compare on: of the test part, or noise in the range of pixels."""
     if data is not None:
         return _spread(data.test.images, COMPARED)
@@ -163,7 +165,7 @@ def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     return images[np.sort(chosen)].astype(np.float32)
 
 
-def _accuracies(model: keras.Model, path: Path, kind: str, data: Dataset | None) -> tuple[float | None, float | None]:
+def _accuracies(model: keras.Model, path: Path, kind: str, data: Any) -> tuple[float | None, float | None]:
     """Top-1 of the export and of the original on test images."""
     if data is None:
         return None, None

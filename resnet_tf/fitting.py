@@ -1,15 +1,11 @@
 """`train()`: a training from what a user asks for to its result."""
 
 import contextlib
-import dataclasses
-import hashlib
 import math
 import os
-import platform
 import random
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +13,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet_tf import __version__
 from resnet_tf.config import TrainConfig, make_config
-from resnet_tf.data.dataset import is_image_dataset
-from resnet_tf.data.image_io import cv2
-from resnet_tf.data.loader import eval_batch_size
-from resnet_tf.data.prepare import fingerprint_of, open_data, prepare_data
+from resnet_tf.data.device_loader import DeviceCachedLoader, to_device
+from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, prepare_data
+from resnet_tf.data.tf_dataset import TfData
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.files import write_json, write_text
 from resnet_tf.fused import fused_view
-from resnet_tf.inference import output_type
 from resnet_tf.models.registry import build_model
 from resnet_tf.recipes import Recipe, check_validation
-from resnet_tf.reports.curves import TrainingHistory, draw_curves
-from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw
-from resnet_tf.saving import load_model, read_sidecar, save_model
-from resnet_tf.scoring import score_subset
-from resnet_tf.training.callbacks import Callbacks, CurveDrawer, StopTraining, evaluation_pictures
-from resnet_tf.training.distribute import Distribution, make_distribution, worker_lost_error
-from resnet_tf.training.evaluator import make_evaluator
+from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
+from resnet_tf.saving import check_classes, check_trainable, save_model
+from resnet_tf.training.callbacks import StopTraining, make_callbacks
+from resnet_tf.training.distribute import make_distribution, worker_lost_error
+from resnet_tf.training.evaluator import Evaluator, make_evaluator
 from resnet_tf.training.fine_tune import InitialWeights, UnfreezeAt, all_trainable, describe_trainable, freeze
-from resnet_tf.training.logs import TrainLogger, read_history
+from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
-from resnet_tf.training.run_dir import (
-    COMMAND,
-    REPORT,
-    RunDir,
-    check_resumable,
-    saved_statistics,
-)
-from resnet_tf.training.runtime import Device, choose_device, choose_precision, set_threads
+from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
+from resnet_tf.training.runtime import choose_device, choose_precision, set_threads
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.step import balanced_weights, make_multi_step, make_train_step
+from resnet_tf.training.step import StepFunctions, balanced_weights, make_multi_step, make_train_step
 from resnet_tf.training.trainer import Trainer
 
 _NO_OPTIONS = {"shortcut": None, "width": 1, "use_bias": False}
@@ -128,7 +112,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _random_states() -> Any:
+def _random_states() -> Iterator[None]:
     """Leave the global generators of Python and NumPy, which seeding the initialization resets, as they were."""
     states = random.getstate(), np.random.get_state()
     try:
@@ -139,38 +123,32 @@ def _random_states() -> Any:
 
 
 class _Run:
-    """One run: its parts, in the order in which they must be made, and its files."""
+    """One run: its parts, made in the order that decides the bits, and its files."""
 
     def __init__(
         self,
         config: TrainConfig,
         run_dir: RunDir,
         given_model: keras.Model | None,
-        data_arguments: DataArguments,
+        given_data: DataArguments,
         callbacks: list[Any],
         verbose: bool,
         command: str,
     ) -> None:
-        self.config, self.run_dir, self.given_model = config, run_dir, given_model
-        self.data_arguments = data_arguments
+        self.config, self.run_dir, self.given_model, self.given_data = config, run_dir, given_model, given_data
         self.callbacks, self.verbose, self.command = callbacks, verbose, command
-
-    def log(self, line: str) -> None:
-        """Print a line that belongs to no log yet."""
-        if self.verbose:
-            print(line)
 
     def result(self) -> TrainingResult:
         """Train, unless that is done already."""
         config, run_dir = self.config, self.run_dir
         known = (None if config.overwrite else run_dir.settings()) or {}
         threads = set_threads(config.threads if config.threads is not None else known.get("threads"))
-        device = choose_device(config.device)
+        self.device = device = choose_device(config.device)
         policy, why = choose_precision(known.get("precision", config.precision), device)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
-        distribution = make_distribution(config.strategy, config.device, config.replicas)
-        raw = open_data(self.data_arguments, config, self.log)
+        self.distribution = distribution = make_distribution(config.strategy, config.device, config.replicas)
+        raw = open_data(self.given_data, config, print if self.verbose else lambda line: None)
         settings = config.settings() | {
             "data.source": raw.source,
             "data.fingerprint": fingerprint_of(raw),
@@ -184,55 +162,44 @@ class _Run:
             check_resumable(run_dir, known, settings)
             if run_dir.report() is not None:
                 return TrainingResult.load(run_dir.path, not isinstance(raw, TfData))
+        run_dir.read_only = not distribution.is_chief
         with contextlib.ExitStack() as stack:
             if distribution.strategy is None:
                 stack.enter_context(tf.device(device.name))
             statistics = saved_statistics(known) or (weights.statistics if weights else None)
-            self.data = prepare_data(raw, config, statistics, self.data_arguments)
+            self.data = prepare_data(raw, config, statistics, self.given_data)
             settings |= {"data.mean": list(self.data.mean), "data.std": list(self.data.std)}
             with distribution.scope():
-                self._build(policy, device, weights, distribution)
-            run_dir.lock(read_only=not distribution.is_chief)
-            try:
-                if distribution.is_chief:
-                    self._start(known, settings)
-                distribution.gather([0.0])  # the others read what the chief has made of the directory
-                about = f"device {device.name} ({device.about})"
-                if distribution.strategy is not None:
-                    about += f", {distribution.about}"
-                self._fit(f"{about}, {threads} threads, precision {policy} ({why})")
-                if distribution.is_chief:
-                    report = self._write_report(settings)
-                else:
-                    report = {"iterations": self.trainer.step}
-                distribution.gather([0.0])  # nobody leaves before the chief is done: it would seem lost
-                return self._result(report)
-            finally:
-                run_dir.release()
+                self._build(policy, weights)
+            run_dir.lock()
+            stack.callback(run_dir.release)
+            if distribution.is_chief and not known and not config.overwrite and run_dir.settings() is not None:
+                raise UserError(f"run folder {run_dir.path} was started by another process just now; run this again")
+            if config.overwrite:
+                run_dir.clear()
+            if not known:
+                run_dir.create(settings, self.command)
+            distribution.gather([0.0])  # the directory is as the run finds it before anyone reads checkpoints
+            about = f"device {device.name} ({device.about})"
+            if distribution.strategy is not None:
+                about += f", {distribution.about}"
+            self._fit(f"{about}, {threads} threads, precision {policy} ({why})")
+            report: dict[str, Any] = {"iterations": self.trainer.step}
+            if distribution.is_chief:
+                with all_trainable(self.eval_model):
+                    report = write_run_report(self, settings)
+            distribution.gather([0.0])  # nobody leaves before the chief is done: it would seem lost
+            return TrainingResult.of_run(self, report)
 
-    def _start(self, known: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Make the directory that of this run."""
-        run_dir, overwrite = self.run_dir, self.config.overwrite
-        if not known and not overwrite and run_dir.settings() is not None:
-            raise UserError(f"run folder {run_dir.path} was started by another process just now; run this again")
-        if overwrite:
-            run_dir.clear()
-        if not known:
-            run_dir.create(settings)
-            write_text(run_dir.path / COMMAND, f"{self.command}\n")
-
-    def _build(
-        self, policy: str, device: Device, weights: InitialWeights | None, distribution: Distribution
-    ) -> None:
-        """Make network, view, optimizer and step, in the scope of `distribution`."""
-        config, data, recipe = self.config, self.data, self.config.recipe
+    def _build(self, policy: str, weights: InitialWeights | None) -> None:
+        """Make loader, network, view, optimizer and step, in the scope of the distribution."""
+        config, data, recipe, distribution = self.config, self.data, self.config.recipe, self.distribution
         check_validation(recipe, len(data.validation))
         distribution.check_batch(recipe.batch_size, recipe.accumulate)
         if config.jit_compile and distribution.strategy is not None:
             raise UserError("jit_compile=True does not go with several devices; leave it out, or add strategy='none'")
-        self.device, self.distribution = device, distribution
         shard = distribution.index, distribution.workers
-        loader = data.loader(recipe.batch_size, config.seed, shard, recipe.accumulate)
+        loader: Any = data.loader(recipe.batch_size, config.seed, shard, recipe.accumulate)
         length = recipe.length_of(loader.steps_per_epoch)
         if config.unfreeze_at is not None and config.unfreeze_at >= length:
             raise UserError(
@@ -240,44 +207,55 @@ class _Run:
                 "iterations; give a smaller number, or leave it out"
             )
         self.schedule = Schedule(recipe, length, config.unfreeze_at, config.unfreeze_learning_rate)
-        if config.tensorboard:
-            optional_import("tensorboard", "tensorboard")
-            optional_import("matplotlib", "tensorboard")
+        for package in ("tensorboard", "matplotlib") if config.tensorboard else ():
+            optional_import(package, "tensorboard")
         self.builder = weights.builder(config) if weights else config.builder
         # The order from here on decides the bits: seed, build, weights, average, optimizer, freeze, view.
         self.model = self._model()
         if weights is not None:
             weights.load_into(self.model)
-        self.parameters = self.model.count_params() - sum(
-            math.prod(v.shape) for v in self.model.non_trainable_variables
-        )
+        self.parameters = sum(math.prod(variable.shape) for variable in self.model.trainable_variables)
         self.ema_model = None if recipe.ema is None else make_ema(self.model)
         self.eval_model = self.ema_model or self.model
         self.optimizer = make_optimizer(recipe, policy, undecayed_variables(self.model, recipe.decay))
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
-        freeze(self.model, config.freeze)
+        if self.given_model is None or config.freeze != "none":
+            freeze(self.model, config.freeze)
         self.view = fused_view(self.model, policy, config.sync_bn)
-        self.steps_per_execution = config.steps_per_execution or _steps_per_execution(device, data.shape)
-        self.loader = self._to_device(loader)
-        self.steps = self._make_steps()
-
-    def _to_device(self, loader: Any) -> Any:
-        if isinstance(self.data, TfData):
-            return loader
-        return to_device(
+        # A GPU is through with a step on small images before Python can ask for the next; a CPU never is.
+        several = self.device.is_gpu and max(data.shape[:2]) <= 64
+        self.steps_per_execution = config.steps_per_execution or (10 if several else 1)
+        self.loader = to_device(
             loader,
-            self.data.images,
-            self.data.transform,
-            keep=self.config.keep_on_device,
+            data.images,
+            data.transform,
+            keep=config.keep_on_device,
             is_gpu=self.device.is_gpu,
             steps_per_execution=self.steps_per_execution,
-            replicas=self.distribution.count,
+            replicas=distribution.count,
         )
+        self.steps = self._make_steps()
 
-    def _make_steps(self) -> tuple[TrainStep, TrainStep]:
+    def _model(self) -> keras.Model:
+        keras.utils.set_random_seed(self.config.seed)
+        data = self.data
+        if self.given_model is not None:
+            check_classes(self.given_model, data.shape, len(data.class_names))
+            return self.given_model
+        # Not every network has each option: those that ask for nothing stay away.
+        asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS[key]}
+        normalization = {"mean": data.mean, "std": data.std}
+        try:
+            return build_model(
+                self.config.model, classes=len(data.class_names), input_shape=data.shape, **normalization, **asked
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _make_steps(self) -> StepFunctions:
         """One step of what trains now, and several in one call."""
-        recipe, class_weights = self.config.recipe, None
+        recipe, dtype, class_weights = self.config.recipe, self.data.image_dtype, None
         if recipe.class_weights == "balanced":
             class_weights = balanced_weights(self.data.train.labels, len(self.data.class_names))
         step = make_train_step(
@@ -291,45 +269,19 @@ class _Run:
             ema_model=self.ema_model,
             replicas=self.distribution.count,
             sync_bn=self.config.sync_bn,
-            image_dtype=self.data.image_dtype,
+            image_dtype=dtype,
         )
         step = self.distribution.step(step, recipe.accumulate)
-        steps = make_multi_step(step, self.model, self.data.image_dtype)
+        steps = make_multi_step(step, self.model, dtype)
         if isinstance(self.loader, DeviceCachedLoader):
             return self.loader.update(step), self.loader.update(steps, several=True)
         return step, steps
 
-    def _model(self) -> keras.Model:
-        keras.utils.set_random_seed(self.config.seed)
-        if self.given_model is not None:
-            check_classes(self.given_model, self.data.shape, len(self.data.class_names))
-            return self.given_model
-        asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS[key]}
-        try:
-            return build_model(
-                self.config.model,
-                classes=len(self.data.class_names),
-                input_shape=self.data.shape,
-                mean=self.data.mean,
-                std=self.data.std,
-                **asked,
-            )
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
     def _fit(self, about: str) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
-        config, recipe, data = self.config, self.config.recipe, self.data
-        logger = TrainLogger(
-            self.run_dir,
-            self.schedule.iterations,
-            self.loader.steps_per_epoch,
-            self.loader.batch_size,
-            verbose=self.verbose,
-        )
-        classes = len(data.class_names)
+        config, recipe, data, loader = self.config, self.config.recipe, self.data, self.loader
+        length = self.schedule.iterations
+        logger = TrainLogger(self.run_dir, length, loader.steps_per_epoch, loader.batch_size, verbose=self.verbose)
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
@@ -337,13 +289,9 @@ class _Run:
             multi_step=self.steps[1],
             steps_per_execution=self.steps_per_execution,
             schedule=self.schedule,
-            loader=self.loader,
-            evaluate=make_evaluator(self.eval_model, data.validation, classes, self.distribution)
-            if len(data.validation)
-            else None,
-            evaluate_train=make_evaluator(self.eval_model, data.train, classes, self.distribution)
-            if config.eval_train
-            else None,
+            loader=loader,
+            evaluate=self._evaluator(data.validation) if len(data.validation) else None,
+            evaluate_train=self._evaluator(data.train) if config.eval_train else None,
             save_best=self._save_best,
             run_dir=self.run_dir,
             evaluate_every=config.evaluate_every,
@@ -352,12 +300,8 @@ class _Run:
             logger=logger,
             rollbacks=3 if config.on_nan == "rollback" else 0,
             patience=recipe.early_stopping,
-            on_evaluation=make_callbacks(
-                self.run_dir.path, self.model, self.eval_model, data, config, self.callbacks, lambda: self.trainer.ended, logger.log
-            )
-            if self.distribution.is_chief
-            else None,
-            unfreeze=self._make_unfreeze(logger.log),
+            on_evaluation=make_callbacks(self, logger.log),
+            unfreeze=None if config.unfreeze_at is None else self._unfreeze_at(config.unfreeze_at, logger.log),
             ema_model=self.ema_model,
             distribution=self.distribution,
         )
@@ -366,7 +310,7 @@ class _Run:
         if config.freeze != "none":
             logger.log(describe_trainable(self.model))
         if self.trainer.resume():
-            logger.log(f"resuming at iteration {self.trainer.step} of {self.trainer.iterations}")
+            logger.log(f"resuming at iteration {self.trainer.step} of {length}")
         try:
             self.trainer.fit()
         except StopTraining:
@@ -374,34 +318,14 @@ class _Run:
         finally:
             logger.close()
 
-    def _make_unfreeze(self, log: Callable[[str], None]) -> UnfreezeAt | None:
+    def _evaluator(self, subset: Any) -> Evaluator:
+        classes = len(self.data.class_names)
+        return make_evaluator(self.eval_model, subset, classes, self.distribution, self.data.image_dtype)
+
+    def _unfreeze_at(self, step: int, log: Callable[[str], None]) -> UnfreezeAt:
         config = self.config
-        if config.unfreeze_at is None:
-            return None
-        return UnfreezeAt(config.unfreeze_at, self.model, config.freeze, config.train_bn, self._make_steps, log)
+        return UnfreezeAt(self.model, step, self._make_steps, log, freeze=config.freeze, train_bn=config.train_bn)
 
     def _save_best(self, best: dict[str, Any]) -> None:
-        if self.distribution.is_chief:
-            with all_trainable(self.eval_model):
-                save_model(self.eval_model, self.run_dir.path / "best.keras", self.sidecar(best))
-
-    def sidecar(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        return make_sidecar(self.config, self.data, self.builder, metrics)
-
-    def _write_report(self, settings: dict[str, Any]) -> dict[str, Any]:
         with all_trainable(self.eval_model):
-            return write_run_report(self, settings)
-
-    def _result(self, report: dict[str, Any]) -> TrainingResult:
-        course = read_history(self.run_dir.path) if self.trainer.history and self.distribution.is_chief else None
-        return TrainingResult(
-            model=self.eval_model,
-            history=self.trainer.history,
-            best=report.get("best"),
-            test=report.get("test"),
-            report=report,
-            run_dir=None if self.config.run_dir is None else self.run_dir.path,
-            exact_resume=self.data.exact_resume,
-            sidecar=self.sidecar({}),
-            course=course,
-        )
+            save_model(self.eval_model, self.run_dir.path / "best.keras", make_sidecar(self, best))

@@ -196,7 +196,7 @@ def evaluate_batches(
     kind: OutputType,
     classes: int,
 ) -> EvalMetrics:
-    """Evaluate `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one of them in memory at a time.
+    """Evaluate `forward` on batches of uint8 images (B, H, W, C) and integer labels (B,), one in memory at a time.
 
     `forward` maps a batch to outputs (B, classes) of the given `kind`. Raises UserError for no images and where
     outputs, labels and `classes` disagree, ValueError for an unknown kind.

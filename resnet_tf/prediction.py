@@ -227,7 +227,8 @@ def crop_of(
     height, width = (crop or side or default for side in shape[1:3])
     if any(side not in (None, given) for side, given in zip(shape[1:3], (height, width), strict=True)):
         raise UserError(
-            f"crop={crop} does not fit the model, which takes {shape[1]}x{shape[2]} pixels; leave it out", argument="crop"
+            f"crop={crop} does not fit the model, which takes {shape[1]}x{shape[2]} pixels; leave it out",
+            argument="crop",
         )
     larger = max(height, width)
     if resize is None and crop is None:
@@ -264,7 +265,7 @@ def classify(
     batch_size: int = 32,
     threads: int = 2,
 ) -> Iterator[tuple[str, Any]]:
-    """Names of images with their probabilities (classes,), or why they are unreadable, which takes no place in a batch."""
+    """Names of images with their probabilities (classes,), or why they are unreadable."""
 
     def load(image: Image) -> np.ndarray:
         return frame(read_image(image, channels) if isinstance(image, Path) else image)

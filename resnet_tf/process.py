@@ -1,11 +1,19 @@
-"""Process-wide settings that a block of code borrows: recursion limit and output streams."""
+"""What belongs to the whole process: recursion limit, output streams, signals, and the import of TensorFlow."""
 
 import contextlib
+import importlib
+import json
 import os
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from resnet_tf.errors import UserError
 
 FRAMES_PER_CONVOLUTION = 20  # ResNet-1202 builds, saves and loads within 20,000 frames
 
@@ -57,3 +65,82 @@ def suppress_output() -> Iterator[None]:
             if failed:
                 swallowed.seek(0)
                 os.write(2, swallowed.read())
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and Keras without the lines that they print at start-up.
+
+    Several of those come from C++ before any setting can hide them, so stderr is redirected at the level of the file
+    descriptor while they are imported (tensorflow issue 100442). What was swallowed is shown when the import fails.
+    Raises UserError where Keras is set to another backend, or cannot be imported.
+    """
+    if "tensorflow" in sys.modules and "keras" in sys.modules:
+        return
+    backend = _keras_backend()
+    if backend != "tensorflow":
+        raise UserError(
+            f"Keras is set to the backend {backend!r} (KERAS_BACKEND or keras.json); the commands need 'tensorflow': "
+            "set KERAS_BACKEND=tensorflow"
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as noise:
+        os.dup2(noise.fileno(), 2)
+        try:
+            importlib.import_module("keras")
+            importlib.import_module("tensorflow").config.list_physical_devices()
+        except ImportError as error:
+            raise UserError(f"TensorFlow or Keras cannot be imported ({error}); reinstall them") from error
+        except BaseException:
+            noise.seek(0)
+            os.write(saved, noise.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _keras_backend() -> str:
+    """The backend that Keras will take, read as Keras reads it: the variable first, then keras.json."""
+    if os.environ.get("KERAS_BACKEND"):
+        return os.environ["KERAS_BACKEND"]
+    path = Path(os.environ.get("KERAS_HOME") or Path("~").expanduser() / ".keras") / "keras.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"
+
+
+class StopRequest:
+    """Context in which the first signal asks for a stop and a second one, but a hang-up, ends the process at once.
+
+    `signal` is the number of the one that came, or None. Only Python's main thread can handle signals: in others this
+    context does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                # nohup has hang-ups ignored, and so they stay.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            if number == signal.SIGHUP:
+                return  # a terminal that closes may send several
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal = number

@@ -43,7 +43,7 @@ def check_fields(instance: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise UserError(f"{name}={value!r} is not a number; allowed: {low} to {high:g}", argument=name)
-        if isinstance(low, int) and isinstance(high, int) and value != int(value):
+        if isinstance(low, int) and isinstance(high, int) and value % 1:
             raise UserError(f"{name}={value!r} is not a whole number; allowed: {low} to {high}", argument=name)
         if not low <= value <= high:  # also catches NaN
             shown = high if isinstance(high, int) and high < 10**10 else f"{high:g}"
@@ -191,7 +191,9 @@ class Recipe:
     def describe(self) -> str:
         """The fields that differ from the defaults, in one line."""
         values = {field.name: getattr(self, field.name) for field in RECIPE_FIELDS}
-        return ", ".join(f"{field.name}={values[field.name]}" for field in RECIPE_FIELDS if values[field.name] != field.default)
+        return ", ".join(
+            f"{field.name}={values[field.name]}" for field in RECIPE_FIELDS if values[field.name] != field.default
+        )
 
 
 # Name and about are not settings.
@@ -306,7 +308,9 @@ def scaled(recipe: Recipe, default_batch_size: int, warmup_start: float | None =
 def _check(recipe: Recipe) -> None:
     check_fields(recipe)
     if recipe.ema is not None and not 0 < recipe.ema < 1:
-        raise UserError(f"ema={recipe.ema} is out of range; allowed: above 0 and below 1, such as 0.999", argument="ema")
+        raise UserError(
+            f"ema={recipe.ema} is out of range; allowed: above 0 and below 1, such as 0.999", argument="ema"
+        )
     if recipe.batch_size % recipe.accumulate:
         raise UserError(
             f"accumulate={recipe.accumulate} does not divide the batch size {recipe.batch_size}; give a divisor of it",

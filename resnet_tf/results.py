@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf import __version__
-from resnet_tf.config import TrainConfig
 from resnet_tf.data.dataset import is_image_dataset
 from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
@@ -19,7 +18,7 @@ from resnet_tf.reports.curves import TrainingHistory, draw_curves
 from resnet_tf.saving import load_model, read_sidecar, save_model
 from resnet_tf.scoring import LabelledDataset, score_subset
 from resnet_tf.training.logs import read_history
-from resnet_tf.training.run_dir import REPORT, RunDir
+from resnet_tf.training.run_dir import REPORT, RunDir, describe_report
 
 if TYPE_CHECKING:
     from resnet_tf.fitting import _Run
@@ -74,6 +73,22 @@ class TrainingResult:
         return f"<TrainingResult {self.model.name}: {self.report['iterations']} iterations{test}{where}>"
 
     @classmethod
+    def of_run(cls, run: "_Run", report: dict[str, Any]) -> "TrainingResult":
+        """The result of a run in this process, from its report."""
+        history = run.trainer.history
+        return cls(
+            model=run.eval_model,
+            history=history,
+            best=report.get("best"),
+            test=report.get("test"),
+            report=report,
+            run_dir=None if run.config.run_dir is None else run.run_dir.path,
+            exact_resume=run.data.exact_resume,
+            sidecar=make_sidecar(run, {}),
+            course=read_history(run.run_dir.path) if history and run.distribution.is_chief else None,
+        )
+
+    @classmethod
     def load(cls, run_dir: Path, exact_resume: bool = True) -> "TrainingResult":
         """The result of a finished run, from its directory."""
         report, course = RunDir(run_dir).report(), read_history(run_dir)
@@ -100,7 +115,9 @@ def describe_call(model: Any, data: Any, recipe: Any, run_dir: Any, options: dic
     """The Python call, for the records: objects by their kind."""
 
     def shown(value: Any) -> str:
-        return repr(value) if isinstance(value, str | int | float | bool | tuple | None) else f"<{type(value).__name__}>"
+        return (
+            repr(value) if isinstance(value, str | int | float | bool | tuple | None) else f"<{type(value).__name__}>"
+        )
 
     arguments = [shown(model), "<arrays>" if isinstance(data, tuple) else shown(data)]
     named = {"recipe": recipe, "run_dir": None if run_dir is None else str(run_dir), **options}
@@ -108,8 +125,9 @@ def describe_call(model: Any, data: Any, recipe: Any, run_dir: Any, options: dic
     return f"resnet_tf.train({', '.join(arguments)})"
 
 
-def make_sidecar(config: TrainConfig, data: Any, builder: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+def make_sidecar(run: "_Run", metrics: dict[str, Any]) -> dict[str, Any]:
     """What a plain Keras file has no room for, as JSON."""
+    config, data = run.config, run.data
     framing = {} if data.crop is None else {"framing": dataclasses.asdict(data.crop)}
     return {
         "class_names": list(data.class_names),
@@ -122,7 +140,7 @@ def make_sidecar(config: TrainConfig, data: Any, builder: dict[str, Any], metric
             **framing,
         },
         "model": config.model,
-        "builder": builder,
+        "builder": run.builder,
         "dataset": config.dataset,
         "data_source": data.source,
         **({"on_bad_image": config.on_bad_image} if is_image_dataset(config.dataset) else {}),
@@ -139,7 +157,7 @@ def write_run_report(run: "_Run", settings: dict[str, Any]) -> dict[str, Any]:
     folder, data, trainer = run.run_dir.path, run.data, run.trainer
     final = folder / "final.keras"
     try:
-        save_model(run.eval_model, final, run.sidecar({}))
+        save_model(run.eval_model, final, make_sidecar(run, {}))
         report = {
             "settings": settings,
             "parameters": run.parameters,
@@ -153,7 +171,7 @@ def write_run_report(run: "_Run", settings: dict[str, Any]) -> dict[str, Any]:
             **({} if run.distribution.strategy is None else {"replicas": run.distribution.about}),
             "versions": versions(),
         }
-        write_json(final.with_suffix(".json"), run.sidecar({"test": report["test"]}))
+        write_json(final.with_suffix(".json"), make_sidecar(run, {"test": report["test"]}))
         if trainer.best is not None:
             report["best"] = {**trainer.best, "test": _test(folder / "best.keras", data)}
         write_json(folder / REPORT, report)

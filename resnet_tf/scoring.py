@@ -26,7 +26,7 @@ from resnet_tf.saving import open_model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledDataset:
-    """Images to evaluate a model on: the data set's name, what they are in words, their classes, and they themselves."""
+    """Images to evaluate a model on, with the name of the data set, what they are in words, and their classes."""
 
     name: str
     source: str
@@ -115,8 +115,8 @@ def _find_tests(
             raise UserError(f"{data.name} has no test images; pass (images, labels)", argument="data")
         if known is not None and list(known) != list(data.class_names):
             raise UserError(
-                f"{name} knows the classes {some(known)}; {data.name} has {some(data.class_names)}; evaluate it on what "
-                "it was trained on (leave the data set out), or on images of its classes"
+                f"{name} knows the classes {some(known)}; {data.name} has {some(data.class_names)}; evaluate it on "
+                "what it was trained on (leave the data set out), or on images of its classes"
             )
         return LabelledDataset(data.name, data.source, data.class_names, subset_to_test(data, crop))
     outputs = int(model.output_shape[-1])

@@ -120,7 +120,7 @@ def _positions(shape: tuple[int | None, ...], layer: layers.Layer) -> int:
     spatial = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
     if any(side is None for side in spatial):
         raise UserError(
-            f"the size that {layer.name} works on is not known; give --input-size so that multiply-adds can be counted"
+            f"the size that {layer.name} works on is not known; give input_size=… so that multiply-adds can be counted"
         )
     return math.prod(side for side in spatial if side is not None)
 

@@ -16,7 +16,7 @@ from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fitting import train
 from resnet_tf.training.callbacks import StopTraining
 from resnet_tf.training.run_dir import RunDir, describe_diff
-from resnet_tf.training.state import Diverged
+from resnet_tf.training.trainer import Diverged
 
 _SETTINGS = ("model", "dataset", "recipe", "epochs", "seed", "shortcut")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.process import load_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +19,7 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from resnet_tf import fitting  # noqa: E402
 from resnet_tf.training.runtime import set_threads  # noqa: E402
 
 set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
@@ -43,11 +44,8 @@ def shapes():
 
 @pytest.fixture
 def small_data(monkeypatch, shapes):
-    """Makes every command that asks for a data set get the small one."""
-    from resnet_tf.cli import material, scoring
-
-    for module in (material, scoring):
-        monkeypatch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
+    """Makes the built-in data small wherever they are asked for by name."""
+    monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: shapes)
 
 
 TINY = ("--model", "resnet8_v2", "--dataset", "shapes", "--batch-size", "16", "--device", "cpu")
@@ -71,11 +69,9 @@ def exit_code(argv):
         return end.code
 
 
-def stopping_after(monkeypatch, count):
+def stopping_after(monkeypatch, count, number=signal.SIGTERM):
     """A signal comes while update `count` of the process computes, whichever step computes it."""
-    from resnet_tf.cli import job
-
-    make, left = job.make_train_step, [count]
+    make, left = fitting.make_train_step, [count]
 
     def make_stopping(*arguments, **options):
         step = make(*arguments, **options)
@@ -83,25 +79,23 @@ def stopping_after(monkeypatch, count):
         def counting(images, labels, learning_rate):
             left[0] -= 1
             if not left[0]:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
             return step(images, labels, learning_rate)
 
         return counting
 
-    monkeypatch.setattr(job, "make_train_step", make_stopping)
+    monkeypatch.setattr(fitting, "make_train_step", make_stopping)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, shapes):
     """A folder with a run of 12 iterations that nobody changes, the flags that made it, and its report."""
-    from resnet_tf.cli import material, scoring
     from resnet_tf.cli.train import main
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     argv = [*TINY, "--run-dir", str(folder), "--iterations", "12", "--eval-every", "5", "--precision", "float32"]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (material, scoring):
-            patch.setattr(module, "load_dataset", lambda name, data_dir: shapes)
+        patch.setattr("resnet_tf.data.shapes.load_shapes", lambda: shapes)
         report = main(argv)
     return folder, argv, report
 

@@ -9,12 +9,12 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from resnet_tf.cli.request import parse_request
+from resnet_tf.cli.train_options import make_parser
 
 from resnet_tf.cli import evaluate, material, predict
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train import main, summary
-from resnet_tf.cli.train_options import make_parser
 from resnet_tf.data.dataset import Split, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.reports.plots import can_draw

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from resnet_tf.cli.request import parse_request
+from resnet_tf.cli.train_options import make_parser
 
 from resnet_tf.cli import job
-from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train import main
-from resnet_tf.cli.train_options import make_parser
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from resnet_tf.cli.request import parse_request
 
 from resnet_tf import cifar_resnet, recipes
 from resnet_tf.cli import reproduce
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.cli.request import parse_request
 from resnet_tf.data.image_io import cv2
 from resnet_tf.models import registry
 from resnet_tf.pretrained import zoo as shipped

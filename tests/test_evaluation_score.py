@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.inference import compiled_forward, output_type, evaluate_arrays
+from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
 
 # Powers of two as "probabilities × 8" make every expected number below exact arithmetic on logarithms.
 LOGITS = np.log(

@@ -2,9 +2,9 @@ import dataclasses
 import math
 
 import pytest
-
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
+
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override
 

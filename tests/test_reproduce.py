@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from resnet_tf.cli import reproduce
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
+
+from resnet_tf.cli import reproduce
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.reports import tables

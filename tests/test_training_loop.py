@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
+from resnet_tf.process import StopRequest
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training import trainer as loop
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
-from resnet_tf.training.runtime import StopRequest
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.trainer import Diverged, Stopped, Trainer
 
@@ -340,7 +340,7 @@ def test_off_the_main_thread_a_run_takes_no_signals(tmp_path):
 def test_a_second_signal_ends_the_process_at_once(python):
     result = python(
         "import signal\n"
-        "from resnet_tf.training.runtime import StopRequest\n"
+        "from resnet_tf.process import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print(stop.signal == signal.SIGTERM, flush=True)\n"
@@ -353,7 +353,7 @@ def test_a_second_signal_ends_the_process_at_once(python):
 def test_hang_ups_of_a_closing_terminal(python):
     program = (
         "import signal, sys\n"
-        "from resnet_tf.training.runtime import StopRequest\n"
+        "from resnet_tf.process import StopRequest\n"
         "if sys.argv[1] == 'nohup': signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with StopRequest() as stop:\n"
         "    for _ in range(2): signal.raise_signal(signal.SIGHUP)\n"

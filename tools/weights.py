@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import load_tensorflow, run_command
-from resnet_tf.cli.evaluate import model_path, read_sidecar
+from resnet_tf.cli.command import run_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of, write_json, write_text
 from resnet_tf.pretrained import zoo as shipped
+from resnet_tf.process import load_tensorflow
 from resnet_tf.reports.runs import COMMAND, overrides, read_run, shortcut_of
+from resnet_tf.saving import model_path, read_sidecar
 
 CARD = "README.md"
 CHECKED = 4  # images whose logits go with the weights
@@ -88,7 +89,7 @@ def logits_of(path: Path) -> list[list[float]]:
 
     model = keras.models.load_model(path, compile=False)
     height, width = model.input_shape[1:3]
-    images = load_shapes(train_size=1, test_size=CHECKED).test.images[:, :height, :width]
+    images = load_shapes(train_size=CHECKED, test_size=1).train.images[:, :height, :width]
     return [[round(float(value), 5) for value in row] for row in model(images, training=False).numpy()]
 
 

@@ -40,7 +40,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, fields: Iterable[dataclasses.Field], defaults: bool = True, group: str | None = None
+    parser: argparse.ArgumentParser,
+    fields: Iterable[dataclasses.Field],
+    defaults: bool = True,
+    group: str | None = None,
 ) -> None:
     """Add a flag for each field made with `recipes.setting`; without `defaults`, one that is not given is None."""
     groups: dict[str | None, Any] = {None: parser}
@@ -86,13 +89,13 @@ def check_output_file(argument: str, file: str | None) -> None:
 
 
 def in_flags(message: str, flags: dict[str, str]) -> str:
-    """A message of the library with `argument=value` told as the command line has it: `--argument value`."""
+    """A message of the library with `argument=value` told in flags; the flag alone for True and …."""
 
     def flag(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         if name not in flags:
             return match[0]
-        if value == "True":
+        if value in ("True", "…"):
             return flags[name]
         value = ",".join(value[1:-1].split(", ")).rstrip(",") if value.startswith("(") else value.strip("'\"")
         return f"{flags[name]} {value}"

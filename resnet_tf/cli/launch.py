@@ -14,14 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from resnet_tf.cli import train
 from resnet_tf.cli.command import Parser
-from resnet_tf.cli.request import parse_request
-from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import WORKERS_HERE
-from resnet_tf.training.runtime import StopRequest
+from resnet_tf.process import StopRequest
+from resnet_tf.training.cluster import LAUNCHED, WORKERS_HERE
 
-LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 _GRACE = 5.0  # seconds that the others get to end by themselves when one has died
 _LOOK = 0.1  # seconds between two looks at them
 _LAST_LINES = 5
@@ -76,7 +74,7 @@ def _shared(command: list[str]) -> list[str]:
     if known.strategy not in ("auto", "multiworker"):
         raise UserError(f"launch shares a run by --strategy multiworker; leave --strategy {known.strategy} out")
     shared = [*others, "--strategy", "multiworker"]
-    parse_request(make_train_parser().parse_args(shared[1:]))  # one line here, and not one from each worker
+    train.parse_options(shared[1:])  # one line here, and not one from each worker
     return shared
 
 

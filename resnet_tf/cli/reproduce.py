@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_tf.cli import train
 from resnet_tf.cli.command import Parser, integers
-from resnet_tf.cli.request import Request, parse_request
-from resnet_tf.cli.train_options import make_parser as make_train_parser
+from resnet_tf.config import TrainConfig, make_config
 from resnet_tf.data.dataset import check_name, fingerprint, load_dataset
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
@@ -57,16 +57,16 @@ def make_parser() -> Parser:
 class PlannedRun:
     """A run that is asked for, with the flags of train that make it, and where it lies if it is finished."""
 
-    request: Request
+    config: TrainConfig
     argv: list[str]
     finished: Path | None
 
     def describe(self) -> str:
         """What the run is and what will be done."""
-        run = Path(self.request.run_dir)
+        run = Path(str(self.config.run_dir))
         state = f"to be resumed in {run}" if (run / SETTINGS).exists() else f"to be trained in {run}"
         state = f"finished, {self.finished}" if self.finished else state
-        return f"{self.request.model}, recipe {self.request.recipe.name}, seed {self.request.seed}: {state}"
+        return f"{self.config.model}, recipe {self.config.recipe.name}, seed {self.config.seed}: {state}"
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -114,39 +114,36 @@ def _plan(arguments: Any) -> list[PlannedRun]:
         if not values or len(set(values)) < len(values):
             raise UserError(f"{flag} {','.join(map(str, values))} is empty or repeats a value; give each once")
     check_name(arguments.dataset, arguments.data_dir)
-    requests = [_request(arguments, net, seed) for net in arguments.nets for seed in arguments.seeds]
+    configs = [_config(arguments, net, seed) for net in arguments.nets for seed in arguments.seeds]
     print(f"reading {arguments.dataset} …")
     digest = fingerprint(load_dataset(arguments.dataset, arguments.data_dir).train)
     folders = [*run_folders(Path(arguments.results)), *run_folders(Path(arguments.runs))]
     planned = []
-    for request, argv in requests:
-        wanted = request.settings() | {"data.fingerprint": digest}
-        wanted |= {} if request.precision == "auto" else {"precision": request.precision}
+    for config, argv in configs:
+        wanted = config.settings() | {"data.fingerprint": digest}
+        wanted |= {} if config.precision == "auto" else {"precision": config.precision}
         finished = next((folder for folder in folders if matches(folder, wanted)), None)
-        planned.append(PlannedRun(request, argv, finished))
+        planned.append(PlannedRun(config, argv, finished))
     return planned
 
 
-def _request(arguments: Any, net: str, seed: int) -> tuple[Request, list[str]]:
+def _config(arguments: Any, net: str, seed: int) -> tuple[TrainConfig, list[str]]:
     flags = arguments.train_flags
     argv = ["--model", net, "--dataset", arguments.dataset, "--seed", str(seed), *flags]
     argv += ["--recipe", arguments.recipe] if arguments.recipe else []
     argv += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
-    parser = make_train_parser()
-    stem, _, _ = Path(parse_request(parser.parse_args(argv)).run_dir).name.rpartition("-seed")
+    stem, _, _ = Path(train.parse_options(argv)["run_dir"]).name.rpartition("-seed")
     # Runs of other flags must not meet in one folder.
     words = re.sub(r"[^A-Za-z0-9.,]+", "-", " ".join(flags)).strip("-")
     name = "-".join(word for word in (stem, words, f"seed{seed}") if word)
     argv += ["--run-dir", str(Path(arguments.runs) / name)]
-    return parse_request(parser.parse_args(argv)), argv
+    return make_config(**train.parse_options(argv)), argv
 
 
 def _train(planned: PlannedRun) -> int:
     """Train or resume a run; the exit code."""
-    from resnet_tf.cli.train import main as train
-
     print(f"resnet-tf train {shlex.join(planned.argv)}")
-    outcome = train(planned.argv)
+    outcome = train.main(planned.argv)
     return outcome if isinstance(outcome, int) else 0
 
 

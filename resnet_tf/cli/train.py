@@ -10,13 +10,12 @@ from typing import Any
 
 from resnet_tf.cli.command import Parser, add_flags, integers
 from resnet_tf.cli.compare import compare_table
-from resnet_tf.cli.launch import LAUNCHED
 from resnet_tf.config import OPTIONS, default_run_dir, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.process import load_tensorflow
 from resnet_tf.recipes import RECIPE_FIELDS, RECIPES
-from resnet_tf.training.cluster import read_cluster_spec, stop_with_launcher
+from resnet_tf.training.cluster import LAUNCHED, read_cluster_spec, stop_with_launcher
 from resnet_tf.training.run_dir import RunDir, check_resumable, describe_report
 
 _OWN_FLAGS = ("list_recipes", "list_models", "seeds")
@@ -109,7 +108,7 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
         stop_with_launcher()
     load_tensorflow()
     from resnet_tf.fitting import train
-    from resnet_tf.training.state import Stopped
+    from resnet_tf.training.trainer import Stopped
 
     data = options["dataset"]
     command = _command(argv)

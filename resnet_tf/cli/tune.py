@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     arguments = vars(make_parser().parse_args(argv))
     optional_import("optuna", "tune")
     load_tensorflow()
-    from resnet_tf.training.state import Stopped
+    from resnet_tf.training.trainer import Stopped
     from resnet_tf.tuning import tune
 
     try:

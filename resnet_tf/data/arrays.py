@@ -29,13 +29,23 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split; `source` says which variant of the data it is ("original", "built-in")."""
+    """Labelled images in memory, to train on and, where there are such, to test and validate on.
+
+    Attributes:
+        name: what the data set is called.
+        source: in words, which variant of it this is ("original", "built-in").
+        class_names: names of the classes in the order of their labels.
+        train: images to train on, part of which is kept for validation where there is no `validation`.
+        test: images to test on, or None.
+        validation: images to validate on, or None.
+    """
 
     name: str
     source: str
     class_names: tuple[str, ...]
     train: Split
-    test: Split
+    test: Split | None = None
+    validation: Split | None = None
 
 
 def fingerprint(split: Split) -> str:

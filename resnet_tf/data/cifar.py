@@ -103,6 +103,6 @@ def _download(info: CifarInfo, home: Path) -> Path:
     except Exception as error:
         raise UserError(
             f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give the folder or "
-            "archive that holds it as the data folder (--data-dir), or use the built-in data (--dataset shapes)"
+            "archive that holds it as the data folder (data_dir=…), or use the built-in data (dataset='shapes')"
         ) from error
     return partial.rename(partial.with_suffix(""))

@@ -1,4 +1,4 @@
-"""A user's augmentation, by the name that --augment gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
+"""A user's augmentation, by the name that `augment` gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
 
 import importlib
 import importlib.util
@@ -24,7 +24,7 @@ def digest_of(name: str) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise UserError(f"--augment {name}: {path} cannot be read ({error.strerror}); name a file that can") from error
+        raise UserError(f"augment={name!r}: {path} cannot be read ({error.strerror}); name a file that can") from error
 
 
 def load_function(name: str) -> Any:
@@ -35,11 +35,11 @@ def load_function(name: str) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"--augment {name}: {_file(name)} raised {type(error).__name__}: {error}; fix it") from error
+        raise UserError(f"augment={name!r}: {_file(name)} raised {type(error).__name__}: {error}; fix it") from error
     found = getattr(module, function, None)
     if not callable(found):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise UserError(f"--augment {name}: {_file(name)} has no function {function!r}; it has {there or 'none'}")
+        raise UserError(f"augment={name!r}: {_file(name)} has no function {function!r}; it has {there or 'none'}")
     return found
 
 
@@ -48,7 +48,7 @@ def check_transform(name: str, transform: Any, image: np.ndarray) -> None:
     params = transform.sample(np.random.default_rng(0), 1)[0]
     if not np.array_equal(transform.apply(image, params), transform.apply(image, params)):
         raise UserError(
-            f"--augment {name} made two different images of one image and one state of the random generator; let it "
+            f"augment={name!r} made two different images of one image and one state of the random generator; let it "
             "draw from the generator that it is given, and from nothing else"
         )
 
@@ -58,16 +58,16 @@ def _file(name: str) -> Path:
     place = name.rpartition(":")[0]
     if place.endswith(".py"):
         if not Path(place).is_file():
-            raise UserError(f"--augment {name}: there is no file {place}; name it as FILE.py:FUNCTION")
+            raise UserError(f"augment={name!r}: there is no file {place}; name it as FILE.py:FUNCTION")
         return Path(place)
     try:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError):
         spec = None
     except (Exception, SystemExit) as error:  # of the packages around the module
-        raise UserError(f"--augment {name}: importing it raised {type(error).__name__}: {error}; fix it") from error
+        raise UserError(f"augment={name!r}: importing it raised {type(error).__name__}: {error}; fix it") from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise UserError(f"--augment {name}: Python finds no module {place!r}; give FILE.py:FUNCTION or set PYTHONPATH")
+        raise UserError(f"augment={name!r}: Python finds no module {place!r}; give FILE.py:FUNCTION or set PYTHONPATH")
     return Path(spec.origin)
 
 

@@ -97,8 +97,8 @@ class DeviceCachedLoader:
 
 def to_device(
     loader: TrainLoader,
-    source: DataSource,
-    transform: Transform,
+    source: DataSource | None,
+    transform: Transform | None,
     *,
     keep: str,
     is_gpu: bool,
@@ -110,10 +110,12 @@ def to_device(
     `keep` is "always" or "never" for images in the device's memory, or "auto": on GPUs, up to `MAX_CACHED_BYTES`.
     The batches of several `replicas` stay on the host, which splits them.
     """
+    if not isinstance(loader, TrainLoader):
+        return loader
     if replicas > 1:
         if keep == "always":
             raise UserError(
-                f"--keep-on-device always is for one device, here are {replicas} replicas; give auto or never"
+                f"keep_on_device='always' is for one device, here are {replicas} replicas; give auto or never"
             )
         return loader
     if isinstance(source, ArraySource) and isinstance(transform, PadCropFlip):
@@ -121,7 +123,7 @@ def to_device(
             return DeviceCachedLoader(loader, source, transform)
     elif keep == "always":
         raise UserError(
-            "--keep-on-device always is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
-            "neither --augment nor --input-size; give auto or never"
+            "keep_on_device='always' is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
+            "neither augment=… nor input_size=…; give auto or never"
         )
     return PrefetchToDevice(loader) if is_gpu and steps_per_execution == 1 else loader

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +19,6 @@ from resnet_tf.data.image_list import find_images
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.pretrained.download import cache_folder
-
-OnBad = Literal["stop", "skip"]
 
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 2, "opencv": cv2.__version__}
@@ -131,7 +128,7 @@ class CheckResult:
 def check_images(
     splits: Mapping[str, ImageFiles],
     *,
-    on_bad: OnBad = "stop",
+    on_bad: str = "stop",
     cache: Path | None = None,
     threads: int | None = None,
 ) -> CheckResult:
@@ -151,7 +148,7 @@ def check_images(
         shown = "; ".join(map(str, issues[:_SHOWN])) + ("; …" if len(issues) > _SHOWN else "")
         raise UserError(
             f"{len(issues)} problems among {sum(map(len, splits.values()))} images: {shown}; fix or remove the files, "
-            "or pass --on-bad-image skip"
+            "or pass on_bad_image='skip'"
         )
     if "train" in kept and len(kept["train"].class_names) < 2:
         raise UserError(
@@ -254,7 +251,7 @@ class ImageDataset:
     fingerprint: str
 
 
-def open_image_dataset(name: str, on_bad: OnBad, log: Callable[[str], None]) -> ImageDataset:
+def open_image_dataset(name: str, on_bad: str, log: Callable[[str], None]) -> ImageDataset:
     """Find the images of "folder:PATH" or "list:…" and check them; `log` is told how many, and what was left out."""
     result = _check_with_cache(find_images(name), on_bad)
     _report(result, log)
@@ -263,7 +260,7 @@ def open_image_dataset(name: str, on_bad: OnBad, log: Callable[[str], None]) -> 
     return ImageDataset(name, "own images", result.kept["train"].class_names, result.kept, fingerprint)
 
 
-def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[str] | None) -> ImageFiles:
+def images_to_test(name: str, named: bool, on_bad: str, class_names: Sequence[str] | None) -> ImageFiles:
     """Find and check the images to evaluate a model on: the test images, or all where there are no splits.
 
     `named` says that the user named them for this evaluation and not for the training; `class_names` are the model's,
@@ -273,8 +270,8 @@ def images_to_test(name: str, named: bool, on_bad: OnBad, class_names: Sequence[
     split = "train" if named and set(splits) == {"train"} else "test"
     if split not in splits:
         raise UserError(
-            f"{name} has no test images; name images that the model was not trained on with --dataset "
-            "folder:PATH or --dataset list:FILE"
+            f"{name} has no test images; name images that the model was not trained on with dataset='folder:PATH' "
+            "or dataset='list:FILE'"
         )
     kept = _check_with_cache({"test": splits[split]}, on_bad).kept["test"]
     if not len(kept):
@@ -291,12 +288,12 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     if kept["train"].class_names != tuple(class_names):
         raise UserError(
             f"the images of {name} are of {len(kept['train'].class_names)} classes by now, those that the model was "
-            f"trained on of {len(class_names)}, or of others; name images of its classes with --dataset"
+            f"trained on of {len(class_names)}, or of others; name images of its classes with dataset=…"
         )
     return kept
 
 
-def _check_with_cache(splits: dict[str, ImageFiles], on_bad: OnBad) -> CheckResult:
+def _check_with_cache(splits: dict[str, ImageFiles], on_bad: str) -> CheckResult:
     return check_images(splits, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
 
 
@@ -306,7 +303,7 @@ def _report(result: CheckResult, log: Callable[[str], None]) -> None:
     if not result.issues:
         return
     kinds = ", ".join(f"{count} {kind}" for kind, count in result.counts().items())
-    log(f"left out or doubtful, by --on-bad-image skip: {len(result.issues)} ({kinds})")
+    log(f"left out or doubtful, by on_bad_image='skip': {len(result.issues)} ({kinds})")
     for issue in result.issues[:_SHOWN]:
         log(f"  {issue}")
     if len(result.issues) > _SHOWN:

@@ -32,7 +32,14 @@ from resnet_tf.data.loader import (
     source_statistics,
 )
 from resnet_tf.data.tf_dataset import TfData, TfSubset
-from resnet_tf.data.transforms import PadCropFlip, Transform, TransformPair, custom_transforms, make_transforms, mean_fill
+from resnet_tf.data.transforms import (
+    PadCropFlip,
+    Transform,
+    TransformPair,
+    custom_transforms,
+    make_transforms,
+    mean_fill,
+)
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import Recipe
 
@@ -47,8 +54,8 @@ class TrainingData:
     """Data in the form in which a run takes them.
 
     `source` says in words which variant they are; `shape` is the (H, W, C) that the network sees; `images` are what is
-    trained on before `transform`; `train`, `validation` (may be empty) and `test` (or None) are evaluated on; `mean` and
-    `std` are those of the training part's channels, 0-255; `crop` is how evaluation frames a picture, None where
+    trained on before `transform`; `train`, `validation` (may be empty) and `test` (or None) are evaluated on; `mean`
+    and `std` are those of the training part's channels, 0-255; `crop` is how evaluation frames a picture, None where
     pictures are taken as they are.
     """
 
@@ -59,8 +66,8 @@ class TrainingData:
     images: DataSource
     transform: Transform
     train: Subset
-    validation: Subset
-    test: Subset | None
+    validation: Any
+    test: Any
     mean: Channels
     std: Channels
     crop: ResizeCenterCrop | None
@@ -121,27 +128,30 @@ def as_split(data: Any, argument: str) -> Split:
         return data
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise UserError(
-            f"{argument} is {type(data).__name__}; expected (images, labels), a resnet_tf.Dataset, a tf.data.Dataset of "
-            "(image batch, label batch), or a name such as 'cifar10', 'folder:PATH' or 'list:FILE'",
+            f"{argument} is {type(data).__name__}; expected (images, labels), a resnet_tf.Dataset, a tf.data.Dataset "
+            "of (image batch, label batch), or a name such as 'cifar10', 'folder:PATH' or 'list:FILE'",
             argument=argument,
         )
     images, labels = np.asarray(data[0]), np.asarray(data[1])
     if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras' data sets have them
         labels = labels[:, 0]
     if images.ndim != 4:
-        raise UserError(f"{argument} has images of shape {images.shape}; expected (N, height, width, channels)", argument=argument)
+        raise UserError(
+            f"{argument} has images of shape {images.shape}; expected (N, height, width, channels)", argument=argument
+        )
     if images.dtype != np.uint8:
         if images.size and not (np.all(images == np.rint(images)) and images.min() >= 0 and images.max() <= 255):
             raise UserError(
-                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; expected raw "
-                "pixels 0-255 in uint8 (the network normalizes them itself): multiply by 255 and use .astype('uint8')",
+                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; "
+                "expected raw pixels 0-255 in uint8 (the network normalizes them itself): multiply by 255 and use "
+                ".astype('uint8')",
                 argument=argument,
             )
         images = images.astype(np.uint8)
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{argument} has labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images; expected "
-            f"integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
+            f"{argument} has labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images; "
+            f"expected integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
             argument=argument,
         )
     if labels.size and labels.min() < 0:
@@ -169,7 +179,7 @@ def prepare_data(
     data: RawData,
     config: TrainConfig,
     statistics: tuple[Channels, Channels] | None = None,
-    given: DataArguments = DataArguments(None),  # noqa: B008 - frozen
+    given: DataArguments = DataArguments(None),
 ) -> "TrainingData | TfData":
     """Split images, see how they are varied and framed, and take their statistics.
 
@@ -180,8 +190,10 @@ def prepare_data(
     validation, test = given.validation, given.test
     if isinstance(data, TfData):
         return data.prepared(statistics, _tf_subset(validation, data, "validation"), _tf_subset(test, data, "test"))
-    prepare = _from_files if isinstance(data, ImageDataset) else _from_arrays
-    prepared = prepare(data, config, statistics, validation)
+    if isinstance(data, ImageDataset):
+        prepared = _from_files(data, config, statistics, validation)
+    else:
+        prepared = _from_arrays(data, config, statistics, validation)
     if test is False:
         return _replace(prepared, test=None)
     if test is not None:
@@ -210,7 +222,9 @@ def _given_subset(
     if isinstance(given, str) and is_image_dataset(given):
         files = images_to_test(given, True, "stop", class_names)
         if crop is None:
-            raise UserError(f"{argument}={given!r} goes with input_size=PIXELS, which all images get", argument=argument)
+            raise UserError(
+                f"{argument}={given!r} goes with input_size=PIXELS, which all images get", argument=argument
+            )
         return Subset(ResizedSource(FileSource(files), crop), np.arange(len(files)), _WORKERS)
     split = given.train if isinstance(given, Dataset) else as_split(given, argument)
     return Subset(resized(ArraySource(split.images, split.labels), crop), np.arange(len(split)))
@@ -266,7 +280,8 @@ def _from_files(
     seen = {split: ResizedSource(FileSource(files), crop) for split, files in data.files.items()}
     everything = {split: np.arange(len(files)) for split, files in data.files.items()}
     if given is not None:
-        train, validation = everything["train"], _given_subset(given, "validation", crop, data.class_names)
+        train = everything["train"]
+        validation: Any = _given_subset(given, "validation", crop, data.class_names)
     elif "validation" in data.files:
         train, validation = everything["train"], Subset(seen["validation"], everything["validation"], _WORKERS)
     else:
@@ -312,6 +327,7 @@ def resized(source: DataSource, crop: ResizeCenterCrop | None) -> DataSource:
 def subset_to_test(data: Any, crop: ResizeCenterCrop | None) -> Subset:
     """The test images of a data set in memory, or files to test on, framed."""
     if isinstance(data, Dataset):
+        assert data.test is not None
         return Subset(resized(ArraySource(data.test.images, data.test.labels), crop), np.arange(len(data.test)))
     return Subset(resized(FileSource(data), crop), np.arange(len(data)), _WORKERS)
 

@@ -111,7 +111,9 @@ class TfData:
         if self.steps_per_epoch is None:
             cardinality = int(self.dataset.cardinality())
             if cardinality == tf.data.INFINITE_CARDINALITY:
-                raise UserError("data is an infinite tf.data.Dataset; pass steps_per_epoch=N", argument="steps_per_epoch")
+                raise UserError(
+                    "data is an infinite tf.data.Dataset; pass steps_per_epoch=N", argument="steps_per_epoch"
+                )
             self.steps_per_epoch = cardinality if cardinality > 0 else sum(1 for _ in self.dataset)
         self._pass: tuple[int, Channels, Channels] | None = None
 
@@ -184,8 +186,8 @@ def _check(dataset: tf.data.Dataset, argument: str) -> None:
         )
     if not labels.dtype.is_integer or (labels.shape.rank == 2 and labels.shape[1] not in (1, None)):
         raise UserError(
-            f"{argument} is a tf.data.Dataset of labels of dtype {labels.dtype.name} and shape {labels.shape}; expected "
-            "integers (B,)",
+            f"{argument} is a tf.data.Dataset of labels of dtype {labels.dtype.name} and shape {labels.shape}; "
+            "expected integers (B,)",
             argument=argument,
         )
 

@@ -75,7 +75,7 @@ def read_run(folder: Path) -> tuple[Settings, Report | None]:
     Raises UserError where the folder holds no run, or a file is damaged or lacks what train writes.
     """
     if not (folder / SETTINGS).is_file():
-        raise UserError(f"{folder} holds no run; name the folder that train wrote (--run-dir)")
+        raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")
     found = {name: read_json(folder / name) for name in (SETTINGS, REPORT) if (folder / name).exists()}
     for name, values in found.items():
         missing = sorted(_REQUIRED[name] - values.keys())
@@ -127,10 +127,10 @@ def archive_run(run: Path, place: Path, name: str | None = None) -> Path:
     if report is None:
         raise UserError(f"{run} is not finished; run its command again first")
     if name is not None and (name == ".." or name != Path(name).name):
-        raise UserError(f"invalid --name {name}; expected the name of a folder (--results says where it goes)")
+        raise UserError(f"invalid name={name!r}; expected the name of a folder (results=… says where it goes)")
     target = place / (name or _folder_name(settings))
     if target.exists() and (not (target / SETTINGS).is_file() or read_json(target / SETTINGS) != settings):
-        raise UserError(f"{target} does not hold this run; pass another --name")
+        raise UserError(f"{target} does not hold this run; pass another name=…")
     try:
         target.mkdir(parents=True, exist_ok=True)
         for file in _ARCHIVED:

@@ -1,7 +1,7 @@
 """Callbacks run after each evaluation; a failing one is disabled, never fatal."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.config import TrainConfig
 from resnet_tf.data.loader import eval_batch_size
 from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward
@@ -107,35 +106,28 @@ def evaluation_pictures(
     return draw
 
 
-def make_callbacks(
-    run_dir: Path,
-    model: keras.Model,
-    eval_model: keras.Model,
-    data: Any,
-    config: TrainConfig,
-    own: Sequence[Callable[[History], None]],
-    is_last: Callable[[], bool],
-    log: Callable[[str], None],
-) -> Callbacks:
-    """Curves, event files and the user's own callbacks."""
+def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
+    """Curves, event files and the user's own callbacks of a run; None where another worker has them."""
+    if not run.distribution.is_chief:
+        return None
     made: dict[str, Callable[[History], None]] = {}
     if can_draw():
-        made["curves.png"] = CurveDrawer(run_dir, is_last)
+        made["curves.png"] = CurveDrawer(run.run_dir.path, lambda: run.trainer.ended)
     else:
         log(WITHOUT_PLOTS)
-    if config.tensorboard:
+    if run.config.tensorboard:
         from resnet_tf.training.tensorboard import TensorBoardLog
 
-        shown = data.validation if len(data.validation) else data.train
+        shown = run.data.validation if len(run.data.validation) else run.data.train
         # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
-        shown = shown.take(2 * eval_batch_size(data.shape))
+        images, labels = shown.take(2 * eval_batch_size(run.data.shape)).arrays()
         made["the TensorBoard files"] = TensorBoardLog(
-            run_dir / "tensorboard",
-            model,
-            data.train.take(config.recipe.batch_size).arrays(),
-            evaluation_pictures(eval_model, *shown.arrays(), data.class_names),
-            config.tensorboard_every,
+            run.run_dir.path / "tensorboard",
+            run.model,
+            run.data.train.take(run.config.recipe.batch_size).arrays(),
+            evaluation_pictures(run.eval_model, images, labels, run.data.class_names),
+            run.config.tensorboard_every,
         )
-    for number, callback in enumerate(own):
+    for number, callback in enumerate(run.callbacks):
         made[f"callback {number} ({getattr(callback, '__name__', type(callback).__name__)})"] = callback
     return Callbacks(made, log)

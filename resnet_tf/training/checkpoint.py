@@ -56,7 +56,9 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any], list[Path]] | Non
         except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
             damaged.append(path)
     if damaged:
-        raise UserError(f"no checkpoint in {folder} is whole; start anew with --overwrite, or give another --run-dir")
+        raise UserError(
+            f"no checkpoint in {folder} is whole; start anew with overwrite=True, or give another run_dir=…"
+        )
     return None
 
 
@@ -162,7 +164,7 @@ class CheckpointManager:
         try:
             self._step_log = StepLog(self._run_dir.path / "iterations.bin", step)
         except OSError as error:
-            raise UserError(f"{error}; start anew with --overwrite") from error
+            raise UserError(f"{error}; start anew with overwrite=True") from error
 
     def log_steps(self, results: np.ndarray) -> None:
         """Take the results (n, 3) of some steps into the log, which each checkpoint brings to the disk."""
@@ -200,7 +202,7 @@ class CheckpointManager:
         if variables.keys() != arrays.keys():
             raise UserError(
                 f"the checkpoints in {self._run_dir.checkpoints} belong to another network or optimizer; "
-                "start anew with --overwrite, or give another --run-dir"
+                "start anew with overwrite=True, or give another run_dir=…"
             )
         for key, variable in variables.items():
             variable.assign(arrays[key])
@@ -224,7 +226,7 @@ class CheckpointManager:
             seen = ", ".join(f"worker {k}: {words.get(s, f'iteration {s}')}" for k, s in enumerate(steps))
             raise UserError(
                 f"the workers find different checkpoints in {self._run_dir.checkpoints} ({seen}); "
-                "give a --run-dir that all of them share"
+                "give a run_dir=… that all of them share"
             )
         return found
 

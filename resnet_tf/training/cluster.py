@@ -14,6 +14,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.training import watchdog
 
 PEER_TIMEOUT = "RESNET_TF_PEER_TIMEOUT"
+LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores
 DEFAULT_PEER_TIMEOUT = "300"  # seconds within which all workers must have started
 

@@ -54,9 +54,9 @@ class Distribution:
         """Raise UserError where a batch cannot be cut into equal shards, one a replica and microbatch."""
         shards = self.count * accumulate
         if batch_size % shards:
-            of = f"{self.count} replicas" + (f" times --accumulate {accumulate}" if accumulate > 1 else "")
+            of = f"{self.count} replicas" + (f" times accumulate={accumulate}" if accumulate > 1 else "")
             raise UserError(
-                f"--batch-size {batch_size} cannot be shared evenly by {of}; give a multiple of {shards}, such as "
+                f"batch_size={batch_size} cannot be shared evenly by {of}; give a multiple of {shards}, such as "
                 f"{max(1, batch_size // shards) * shards}"
             )
 
@@ -149,13 +149,15 @@ def make_distribution(strategy: str, device: str, replicas: int | None = None) -
         several = len(gpus) > 1 and ":" not in device
         strategy = "multiworker" if cluster and len(cluster.addresses) > 1 else "mirrored" if several else "none"
     if replicas is not None and strategy != "mirrored":
-        raise UserError(f"--replicas says how many devices --strategy mirrored uses; the strategy here is {strategy}")
+        raise UserError(f"replicas=… says how many devices strategy='mirrored' uses; the strategy here is {strategy}")
     if strategy != "none" and ":" in device:
-        raise UserError(f"--device {device} is one device; with --strategy {strategy} give --device gpu or cpu")
+        raise UserError(
+            f"device={device!r} is one device; with strategy={strategy!r} give device='gpu' or device='cpu'"
+        )
     if strategy == "multiworker":
         if cluster is None:
             raise UserError(
-                "--strategy multiworker needs TF_CONFIG; on one machine use: resnet-tf launch --workers N -- train …"
+                "strategy='multiworker' needs TF_CONFIG; on one machine use: resnet-tf launch --workers N -- train …"
             )
         return _multiworker(cluster, device)
     if strategy == "mirrored":
@@ -167,10 +169,10 @@ def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
     if gpus:
         count = replicas or gpus
         if count > gpus:
-            raise UserError(f"--replicas {count}: TensorFlow sees {gpus} GPUs here")
+            raise UserError(f"replicas={count}: TensorFlow sees {gpus} GPUs here")
         return tf.distribute.MirroredStrategy([f"GPU:{number}" for number in range(count)])
     if replicas is None:
-        raise UserError("--strategy mirrored finds no GPUs; add --replicas N to divide the CPU into N logical devices")
+        raise UserError("strategy='mirrored' finds no GPUs; add replicas=N to divide the CPU into N logical devices")
     cpu = tf.config.list_physical_devices("CPU")[0]
     with contextlib.suppress(RuntimeError):  # this process has its devices already; perhaps they are as many
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
@@ -207,7 +209,7 @@ def _tpu() -> tf.distribute.Strategy:
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--strategy tpu finds no TPU ({reason}); use another --strategy or --device") from error
+        raise UserError(f"strategy='tpu' finds no TPU ({reason}); use another strategy=… or device=…") from error
 
 
 def worker_lost_error(error: Exception) -> UserError | None:

@@ -86,11 +86,13 @@ class StepLog:
 class TrainLogger:
     """Prints evaluations and keeps the progress bar, which is shown on terminals and in notebooks only."""
 
-    def __init__(self, run_dir: RunDir, iterations: int, steps_per_epoch: int, batch_size: int) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self, run_dir: RunDir, iterations: int, steps_per_epoch: int, batch_size: int, verbose: bool = True
+    ) -> None:
+        self._run_dir, self._verbose = run_dir, verbose
         self._iterations, self._steps_per_epoch, self._batch_size = iterations, steps_per_epoch, batch_size
         self._epoch, self._epoch_began = -1, time.monotonic()
-        is_shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        is_shown = verbose and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar = tqdm(total=iterations, unit="it", dynamic_ncols=True, disable=not is_shown)
 
     def progress(self, step: int, results: np.ndarray, learning_rate: float) -> None:
@@ -132,8 +134,9 @@ class TrainLogger:
 
     def log(self, line: str) -> None:
         """Print a line on stdout, above the bar, and keep it in the log."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if self._verbose:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
         self._run_dir.log(line)
 
     def close(self) -> None:
@@ -179,7 +182,7 @@ def read_history(folder: Path) -> TrainingHistory:
     """
     settings = RunDir(folder).settings()
     if settings is None:
-        raise UserError(f"{folder} holds no run; name the folder that train wrote (--run-dir)")
+        raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")
     history = read_metrics(folder)
     if not history:
         raise UserError(f"{folder} has no evaluation yet; wait for the end of its first epoch")

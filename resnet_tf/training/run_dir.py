@@ -7,34 +7,30 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from resnet_tf.config import DEFAULTS
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json
-from resnet_tf.recipes import Recipe
+from resnet_tf.files import write_json, write_text
 
 SETTINGS = "settings.json"
 REPORT = "report.json"
-_WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
-
-# Settings that came after the first runs, with what those had: one that has this value is not written down.
-DEFAULTS: dict[str, Any] = {
-    "augment": None,
-    "augment_sha256": None,
-    "input_size": None,
-    "on_bad_image": "stop",
-    "weights": None,
-    "freeze": "none",
-    "unfreeze_at": None,
-    "unfreeze_learning_rate": None,
-    "train_bn": False,
-    "sync_bn": False,
-}
-_LATER_FIELDS = ("optimizer", "clip_norm", "label_smoothing", "class_weights", "early_stopping", "accumulate", "ema")
-DEFAULTS |= {f"recipe.{field}": getattr(Recipe, field) for field in _LATER_FIELDS}
+COMMAND = "command.txt"
+_WRITTEN = (
+    REPORT,
+    "checkpoints/*",
+    "tensorboard/*",
+    "*.keras",
+    "*.json",
+    "*.bin",
+    "metrics.*",
+    "curves.*",
+    "log.txt",
+    COMMAND,
+)
 
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
-_ANOTHER_OR_ANEW = "give another --run-dir, or --overwrite to start anew"
-_ANEW = "start anew with --overwrite, or give another --run-dir"
+_ANOTHER_OR_ANEW = "give another run_dir=…, or overwrite=True to start anew"
+_ANEW = "start anew with overwrite=True, or give another run_dir=…"
 
 Settings = dict[str, Any]
 
@@ -64,7 +60,7 @@ class RunDir:
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise UserError(
-                f"run folder {self.path} cannot be written ({error.strerror}); give another --run-dir"
+                f"run folder {self.path} cannot be written ({error.strerror}); give another run_dir=…"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +69,7 @@ class RunDir:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise UserError(
-                f"run folder {self.path} is in use by {owner}; wait for it or give another --run-dir"
+                f"run folder {self.path} is in use by {owner}; wait for it or give another run_dir=…"
             ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -107,17 +103,20 @@ class RunDir:
             return
         except OSError as error:
             raise UserError(
-                f"run folder {self.path} cannot be read ({error.strerror}); give another --run-dir"
+                f"run folder {self.path} cannot be read ({error.strerror}); give another run_dir=…"
             ) from error
         if foreign:
             raise UserError(
-                f"{self.path} is not empty and is not a run folder (found {min(foreign)}); pass an empty --run-dir"
+                f"{self.path} is not empty and is not a run folder (found {min(foreign)}); pass an empty run_dir=…"
             )
 
-    def create(self, settings: Settings) -> None:
-        """Write the settings of a new run."""
-        if not self.read_only:
-            write_json(self.path / SETTINGS, settings)
+    def create(self, settings: Settings, command: str | None = None) -> None:
+        """Write the settings of a new run, and the command that asked for it."""
+        if self.read_only:
+            return
+        if command is not None:
+            write_text(self.path / COMMAND, f"{command}\n")
+        write_json(self.path / SETTINGS, settings)
 
     def clear(self) -> None:
         """Remove what runs write here, settings last, so that an interrupted removal is still a run."""
@@ -163,8 +162,31 @@ def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None
     if saved["data.fingerprint"] != current["data.fingerprint"]:
         raise UserError(
             f"run folder {run_dir.path} was started on other data ({saved['data.source']}, here "
-            f"{current['data.source']}); give that --data-dir, another --run-dir, or --overwrite to start anew"
+            f"{current['data.source']}); give that data_dir=…, another run_dir=…, or overwrite=True to start anew"
         )
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """The result of a run in a line or two."""
+    settings, test, best = report["settings"], report["test"], report.get("best")
+    if test is None:
+        accuracy = report["training"]["last_validation_accuracy"]
+        validation = "and no validation images: nothing is known of its accuracy"
+        if accuracy is not None:
+            validation = f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"
+        lines = [f"no test images; {validation} after {report['iterations']} iterations"]
+    else:
+        lines = [
+            f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
+            f"{settings['data.source']}) after {report['iterations']} iterations"
+        ]
+    if best is not None:
+        of_test = "" if best["test"] is None else f", test {100 * best['test']['top1']:.2f} %"
+        lines.append(
+            f"best by validation: iteration {best['iteration']}, "
+            f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
+        )
+    return "\n".join(lines)
 
 
 def saved_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

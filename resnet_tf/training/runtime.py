@@ -2,12 +2,8 @@
 
 import os
 import platform
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import tensorflow as tf
 
@@ -31,11 +27,13 @@ class Device:
         return int(self.name.rpartition(":")[2])
 
 
-def set_threads(threads: int) -> int:
-    """Let each operation use this many threads, 0 for `default_threads`; return the number in force.
+def set_threads(threads: int | None) -> int:
+    """Let each operation use this many threads, 0 for `default_threads`, None for as it is; return the number in force.
 
     It decides the order of sums, and so the last bits of every result. To be called before any operation runs.
     """
+    if threads is None:
+        return tf.config.threading.get_intra_op_parallelism_threads() or available_cores()
     threads = threads or default_threads()
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -63,14 +61,14 @@ def choose_device(device: str) -> Device:
     kind, _, number = device.lower().partition(":")
     gpus = tf.config.list_physical_devices("GPU")
     if kind not in ("auto", "cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
-        raise UserError(f"--device {device} is not known; allowed: auto, cpu, gpu, gpu:0, gpu:1, …")
+        raise UserError(f"device={device!r} is not known; allowed: auto, cpu, gpu, gpu:0, gpu:1, …")
     index = int(number or 0)
     if kind == "cpu" or (kind == "auto" and not gpus):
         cores = available_cores()
         processor = _cpuinfo("model name") or platform.processor() or platform.machine()
         return Device("/CPU:0", f"{processor}, {cores} core{'' if cores == 1 else 's'}")
     if index >= len(gpus):
-        raise UserError(f"--device {device}: TensorFlow sees {len(gpus)} GPUs here; use --device cpu or auto")
+        raise UserError(f"device={device!r}: TensorFlow sees {len(gpus)} GPUs here; use device='cpu' or device='auto'")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     details = tf.config.experimental.get_device_details(gpus[index])
@@ -102,37 +100,3 @@ def _cpuinfo(key: str) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     pairs = (line.partition(":") for line in text.splitlines())
     return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
-
-
-class StopRequest:
-    """Context in which the first signal asks for a stop and a second one, but a hang-up, ends the process at once.
-
-    `signal` is the number of the one that came, or None. Only Python's main thread can handle signals: in others this
-    context does nothing.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                # nohup has hang-ups ignored, and so they stay.
-                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            if number == signal.SIGHUP:
-                return  # a terminal that closes may send several
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal = number

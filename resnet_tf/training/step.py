@@ -53,7 +53,7 @@ def disable_optimizer_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
     if not hasattr(inner, "_all_reduce_sum_gradients"):
         raise UserError(
             f"Keras {keras.__version__} sums gradients over replicas in a way that this package does not know; "
-            "install an earlier Keras, such as 3.15, or use --strategy none"
+            "install an earlier Keras, such as 3.15, or use strategy='none'"
         )
     inner._all_reduce_sum_gradients = list
 

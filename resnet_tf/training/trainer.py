@@ -10,19 +10,19 @@ import numpy as np
 from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.errors import UserError
+from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState, checkpoint_variables
 from resnet_tf.training.distribute import DecisionSync, Distribution
 from resnet_tf.training.evaluator import Evaluator
 from resnet_tf.training.fine_tune import UnfreezeAt
 from resnet_tf.training.logs import History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
-from resnet_tf.training.runtime import StopRequest
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import TrainStep, group_batches, run_group
 
 
-class Stopped(Exception):  # noqa: N818
-    """A signal of this number asked for a stop after `step` steps, and the run is saved."""
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or another signal, `signal`, asked for a stop after `step` steps, and the run is saved."""
 
     def __init__(self, signal: int, step: int) -> None:
         super().__init__(f"stopped by signal {signal} after {step} iterations")
@@ -251,7 +251,7 @@ class Trainer:
     def _diverged(self, what: str, step: int) -> Diverged:
         return Diverged(
             f"{what} at iteration {step}, learning rate {self.schedule.learning_rate(step):g} "
-            f"({self._checkpoints.describe_saved()}); use a lower --learning-rate, a --warmup or --on-nan rollback"
+            f"({self._checkpoints.describe_saved()}); use a lower learning_rate=…, a warmup=… or on_nan='rollback'"
         )
 
     def _evaluation_due(self, step: int) -> bool:

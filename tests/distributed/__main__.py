@@ -5,7 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.process import load_tensorflow
 from tests.distributed.harness import FLAGS, alone, farthest, first_loss, kill_one, loss_of_shards, together
 
 SYNC = (*FLAGS, "--sync-bn")

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from resnet_tf.cli.material import make_material, open_images
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser
+
 from resnet_tf.training.logs import read_iterations
 
 ROOT = Path(__file__).resolve().parents[2]

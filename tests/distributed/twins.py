@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from resnet_tf.cli.command import load_tensorflow
+from resnet_tf.process import load_tensorflow
 
 load_tensorflow()
 
