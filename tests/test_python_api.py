@@ -1,0 +1,286 @@
+"""Training, evaluation and prediction from Python, on arrays, data sets, models and callbacks of one's own."""
+
+import json
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import resnet_tf
+from tests.conftest import stopping_after
+
+OPTIONS = {"iterations": 6, "batch_size": 16, "evaluate_every": 3, "precision": "float32", "verbose": False}
+
+
+@pytest.fixture(scope="module")
+def arrays(shapes):
+    return (shapes.train.images, shapes.train.labels), (shapes.test.images, shapes.test.labels)
+
+
+def weights(result):
+    return [variable.numpy() for variable in result.model.variables]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained(arrays, tmp_path_factory):
+    train, test = arrays
+    return resnet_tf.train("resnet8_v2", train, test=test, run_dir=tmp_path_factory.mktemp("run") / "run", **OPTIONS)
+
+
+def test_arrays_train_as_the_data_set_of_the_same_images_does(arrays, shapes, trained):
+    named = resnet_tf.train("resnet8_v2", shapes, **OPTIONS)
+    assert same(trained, named)
+    assert trained.test["top1"] == named.test["top1"]
+    assert trained.run_dir is not None
+    assert named.run_dir is None
+
+
+def test_a_result(trained, arrays, capsys):
+    _, (images, labels) = arrays
+    assert [row["iteration"] for row in trained.history] == [3, 6]
+    assert trained.best["validation_accuracy"] == max(row["validation_accuracy"] for row in trained.history)
+    logits = np.asarray(trained.model(images))
+    assert trained.test["top1"] == (logits.argmax(axis=1) == labels).mean()
+    assert trained.test["images"] == 40
+    assert trained.exact_resume
+    assert f"test accuracy {100 * trained.test['top1']:.2f} %" in repr(trained)
+    assert trained.class_names == tuple(f"class {index}" for index in range(10))
+    assert (trained.run_dir / "command.txt").read_text().startswith("resnet_tf.train('resnet8_v2', <arrays>, run_dir=")
+    assert trained.plot().axes
+    assert capsys.readouterr().out == ""
+
+
+def test_the_same_call_again_returns_the_result(trained, arrays):
+    train, test = arrays
+    again = resnet_tf.train("resnet8_v2", train, test=test, run_dir=trained.run_dir, **OPTIONS)
+    assert same(again, trained)
+    assert [row["iteration"] for row in again.history] == [3, 6]
+    with pytest.raises(resnet_tf.UserError, match="started on other data"):
+        resnet_tf.train("resnet8_v2", (train[0][::-1].copy(), train[1]), run_dir=trained.run_dir, **OPTIONS)
+    with pytest.raises(resnet_tf.UserError, match="seed is 0 there, 1 here; give another run_dir=…, or overwrite=True"):
+        resnet_tf.train("resnet8_v2", train, run_dir=trained.run_dir, seed=1, **OPTIONS)
+
+
+def test_interrupted_by_ctrl_c_the_same_call_goes_on_to_the_same_bits(trained, arrays, tmp_path, monkeypatch):
+    train, test = arrays
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            resnet_tf.train("resnet8_v2", train, test=test, run_dir=tmp_path / "run", **OPTIONS)
+    resumed = resnet_tf.train("resnet8_v2", train, test=test, run_dir=tmp_path / "run", **OPTIONS)
+    assert same(resumed, trained)
+    assert [row["validation_loss"] for row in resumed.history] == [row["validation_loss"] for row in trained.history]
+
+
+def test_in_a_thread(trained, arrays):
+    train, test = arrays
+    results = []
+    thread = threading.Thread(target=lambda: results.append(resnet_tf.train("resnet8_v2", train, test=test, **OPTIONS)))
+    thread.start()
+    thread.join()
+    assert same(results[0], trained)
+
+
+def test_the_global_random_generators_stay_as_they_were(arrays):
+    np.random.seed(5)
+    expected = np.random.default_rng(0).random(), np.random.RandomState(5).rand()
+    resnet_tf.train("resnet8_v2", arrays[0], test=False, **OPTIONS)
+    assert (np.random.default_rng(0).random(), np.random.rand()) == expected
+
+
+def small_model(classes=10, **options):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = keras.layers.Conv2D(8, 3, activation="relu")(x)
+    return keras.Model(inputs, keras.layers.Dense(classes, **options)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_a_keras_model_is_trained_as_it_is(arrays):
+    model = small_model()
+    before = [variable.numpy() for variable in model.variables]
+    result = resnet_tf.train(model, arrays[0], test=arrays[1], **OPTIONS)
+    assert result.model is model
+    assert not all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.variables, strict=True))
+    assert result.test["images"] == 40
+
+
+def test_keras_models_that_cannot_be_trained_so(arrays):
+    with pytest.raises(ValueError, match=r"model .* returns probabilities; expected logits"):
+        resnet_tf.train(small_model(activation="softmax"), arrays[0], **OPTIONS)
+    with pytest.raises(ValueError, match="has 3 outputs, the data has 10 classes"):
+        resnet_tf.train(small_model(3), arrays[0], **OPTIONS)
+    inputs = keras.Input((16, 16, 3))
+    raw = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(inputs)))
+    with pytest.warns(UserWarning, match=r"begin it with keras.layers.Rescaling"):
+        resnet_tf.train(raw, arrays[0], **OPTIONS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_tf_dataset_with_its_own_batches(arrays, dtype):
+    (images, labels), test = arrays
+    data = tf.data.Dataset.from_tensor_slices((images.astype(dtype), labels)).batch(16, drop_remainder=True)
+    held_out = tf.data.Dataset.from_tensor_slices((test[0].astype(dtype), test[1])).batch(15)
+    result = resnet_tf.train("resnet8_v2", data, validation=held_out, test=held_out, **OPTIONS)
+    assert not result.exact_resume
+    assert result.report["steps_per_epoch"] == 12
+    assert result.report["validation_images"] == 40
+    # Validated and tested on the same 40 images.
+    assert result.test["top1"] == result.history[-1]["validation_accuracy"]
+
+
+def test_a_tf_dataset_resumes_where_it_was(arrays, tmp_path, monkeypatch):
+    images, labels = arrays[0]
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16, drop_remainder=True)
+    whole = resnet_tf.train("resnet8_v2", data, **OPTIONS)
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **OPTIONS)
+    assert same(resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **OPTIONS), whole)
+
+
+def test_tf_datasets_that_cannot_be_trained_on(arrays):
+    images, labels = arrays[0]
+    single = tf.data.Dataset.from_tensor_slices((images, labels))
+    with pytest.raises(ValueError, match=r"expected batches \(B, H, W, C\): use dataset.batch\(128\)"):
+        resnet_tf.train("resnet8_v2", single, **OPTIONS)
+    with pytest.raises(ValueError, match=r"infinite tf\.data\.Dataset; pass steps_per_epoch=N"):
+        resnet_tf.train("resnet8_v2", single.batch(16).repeat(), **OPTIONS)
+    result = resnet_tf.train("resnet8_v2", single.batch(16).repeat(), steps_per_epoch=2, **OPTIONS)
+    assert result.report["steps_per_epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "argument", "message"),
+    [
+        (lambda x, y: (x.astype(np.float32) / 255, y), "data", "expected raw pixels 0-255 in uint8"),
+        (lambda x, y: (x[0], y), "data", r"images of shape \(16, 16, 3\); expected \(N, height, width, channels\)"),
+        (lambda x, y: (x, y[:-1]), "data", r"labels of dtype int32 and shape \(199,\) for 200 images"),
+        (lambda x, y: (x, keras.utils.to_categorical(y)), "data", r"for one-hot labels pass labels.argmax\(axis=1\)"),
+        (lambda x, y: (x, y - 1), "data", "has the label -1; expected 0 to classes - 1"),
+        (lambda x, y: x, "data", r"expected \(images, labels\), a resnet_tf.Dataset, a tf.data.Dataset"),
+        (lambda x, y: "mnist", None, "dataset='mnist' is not known; allowed: cifar10, cifar100, shapes"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(arrays, change, argument, message):
+    with pytest.raises(resnet_tf.UserError, match=message) as refused:
+        resnet_tf.train("resnet8_v2", change(*arrays[0]), **OPTIONS)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, r"train\(\) has no option 'epoch'; did you mean epochs\?"),
+        ({"learning_rate": -1}, "learning_rate=-1 is out of range; allowed: 0 to 1e"),
+        ({"schedule": "linear"}, "schedule='linear' is not known; allowed: piecewise, cosine"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number; allowed: 0 to 4294967295"),
+        ({"precision": "bf16"}, "precision='bf16' is not known; allowed: auto, float32, mixed_bfloat16"),
+        ({"unfreeze_at": 3}, "unfreeze_at=3 has nothing to unfreeze; add freeze='stageK'"),
+        ({"class_names": ["one"]}, "class_names has 1 names; the labels go up to 9"),
+        ({"recipe": "he2017"}, "recipe 'he2017' is not known; allowed: he2015"),
+    ],
+)
+def test_options_that_are_refused(arrays, options, message):
+    with pytest.raises(resnet_tf.UserError, match=message):
+        resnet_tf.train("resnet8_v2", arrays[0], **{**OPTIONS, **options})
+
+
+def test_keras_labels_and_integer_floats_are_taken(arrays, trained):
+    images, labels = arrays[0]
+    result = resnet_tf.train("resnet8_v2", (images.astype(np.float64), labels[:, None]), test=arrays[1], **OPTIONS)
+    assert same(result, trained)
+
+
+def test_validation_images_of_ones_own(arrays):
+    result = resnet_tf.train("resnet8_v2", arrays[0], validation=arrays[1], test=False, **OPTIONS)
+    assert (result.report["train_images"], result.report["validation_images"]) == (200, 40)
+    assert result.test is None
+    metrics = resnet_tf.evaluate(result.model, arrays[1])
+    assert metrics.top1 == result.history[-1]["validation_accuracy"]
+
+
+def test_callbacks_see_the_history_and_can_end_the_training(arrays):
+    seen = []
+
+    class Stop(resnet_tf.Callback):
+        def on_evaluation(self, history):
+            seen.append(len(history))
+            raise resnet_tf.StopTraining
+
+    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, callbacks=[Stop()], **OPTIONS)
+    assert seen == [1]
+    assert result.report["iterations"] == 3
+
+
+def test_a_failing_callback_ends_nothing(arrays, capsys):
+    def fail(history):
+        raise RuntimeError("no more paper")
+
+    options = {**OPTIONS, "verbose": True}
+    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, callbacks=[fail], **options)
+    assert result.report["iterations"] == 6
+    assert capsys.readouterr().out.count("no more paper") == 1
+
+
+def test_an_augmentation_of_ones_own(arrays):
+    def upside_down(image, rng):
+        return np.ascontiguousarray(image[::-1])
+
+    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, augment=upside_down, **OPTIONS)
+    assert result.report["settings"]["augment"].endswith("upside_down")
+
+
+def test_evaluate_and_report(trained, arrays, tmp_path):
+    images, labels = arrays[1]
+    metrics = resnet_tf.evaluate(trained.model, arrays[1])
+    logits = np.asarray(trained.model(images), np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert metrics.loss == pytest.approx(-np.log(shares[np.arange(40), labels]).mean(), rel=1e-4)
+    assert metrics.top1 == trained.test["top1"]
+    assert np.sum(metrics.confusion) == 40
+    page = metrics.report(tmp_path / "report")
+    assert "top-1 accuracy" in page.read_text()
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["images"] == 40
+    for model in (trained, str(trained.run_dir)):
+        assert resnet_tf.evaluate(model, arrays[1]).confusion == metrics.confusion
+    assert "top1" in repr(metrics)
+
+
+def test_predict_on_files_and_arrays(trained, arrays, tmp_path):
+    import cv2
+
+    images = arrays[1][0]
+    cv2.imwrite(str(tmp_path / "photo.png"), images[0][..., ::-1])
+    found = resnet_tf.predict(trained, [tmp_path / "photo.png", images[1], tmp_path / "missing.png"], top=3)
+    assert [prediction.unreadable is None for prediction in found] == [True, True, False]
+    logits = np.asarray(trained.model(images[:2]))
+    assert [prediction.indices[0] for prediction in found[:2]] == logits.argmax(axis=1).tolist()
+    assert [len(prediction.probabilities) for prediction in found[:2]] == [3, 3]
+    (from_array,) = resnet_tf.predict(trained.model, images[0])
+    assert from_array.probability == pytest.approx(found[0].probability, abs=1e-6)
+    assert from_array.label == f"class {from_array.indices[0]}"
+
+
+def test_a_step_of_ones_own(arrays):
+    images, labels = arrays[0]
+    model = resnet_tf.build_model("resnet8_v1", input_shape=(16, 16, 3))
+    recipe = resnet_tf.RECIPES["he2015"]
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    step = resnet_tf.make_train_step(model, resnet_tf.fused_view(model), optimizer, recipe)
+    first = step(tf.constant(images[:32]), tf.constant(labels[:32]), tf.constant(0.1))
+    for _ in range(5):
+        last = step(tf.constant(images[:32]), tf.constant(labels[:32]), tf.constant(0.1))
+    assert float(last[0]) < float(first[0])
+    # Half the decay times the squared kernels: the papers' 1e-4.
+    kernels = [v.numpy() for v in model.trainable_variables if len(v.shape) > 1]
+    again = step(tf.constant(images[:32]), tf.constant(labels[:32]), tf.constant(0.0))
+    assert float(again[1]) == pytest.approx(0.5e-4 * sum(np.square(kernel).sum() for kernel in kernels), rel=1e-5)
