@@ -18,15 +18,14 @@ from resnet_tf.cli.command import Parser
 from resnet_tf.cli.request import parse_request
 from resnet_tf.cli.train_options import make_parser as make_train_parser
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import WORKERS_HERE
-from resnet_tf.training.runtime import StopRequest
+from resnet_tf.training.cluster import STOP_SIGNALS, WORKERS_HERE
 
 LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 _GRACE = 5.0  # seconds that the others get to end by themselves when one has died
 _LOOK = 0.1  # seconds between two looks at them
 _LAST_LINES = 5
 _REFUSED = 2  # exit code of an error of use
-_STOPPED = [128 + number for number in StopRequest.SIGNALS]  # exit codes of a run that was stopped and is saved
+_STOPPED = [128 + number for number in STOP_SIGNALS]  # exit codes of a run that was stopped and is saved
 
 
 def main(argv: Sequence[str]) -> int:

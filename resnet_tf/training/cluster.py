@@ -15,6 +15,7 @@ from resnet_tf.training import watchdog
 
 PEER_TIMEOUT = "RESNET_TF_PEER_TIMEOUT"
 WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that a run answers by saving and stopping
 DEFAULT_PEER_TIMEOUT = "300"  # seconds within which all workers must have started
 
 

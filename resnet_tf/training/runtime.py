@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import WORKERS_HERE
+from resnet_tf.training.cluster import STOP_SIGNALS, WORKERS_HERE
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,13 @@ class StopRequest:
     context does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
+            for number in STOP_SIGNALS:
                 # nohup has hang-ups ignored, and so they stay.
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
