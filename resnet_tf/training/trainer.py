@@ -15,7 +15,7 @@ from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, Train
 from resnet_tf.training.distribute import DecisionSync, Distribution
 from resnet_tf.training.evaluator import Evaluator
 from resnet_tf.training.fine_tune import UnfreezeAt
-from resnet_tf.training.logs import History, TrainLogger, write_history
+from resnet_tf.training.logs import COLUMNS, History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import TrainStep, group_batches, run_group
@@ -200,15 +200,11 @@ class Trainer:
 
     def _evaluate(self, learning_rate: float) -> None:
         began = time.monotonic()
-        metrics: dict[str, Any] = {
+        metrics: dict[str, Any] = dict.fromkeys(COLUMNS) | {
             "iteration": self.step,
             "epoch": round(self.step / self.loader.steps_per_epoch, 4),
             "learning_rate": learning_rate,
             **self._totals.means(),
-            "validation_loss": None,
-            "validation_accuracy": None,
-            "train_eval_loss": None,
-            "train_eval_accuracy": None,
             "images_per_second": round(self._totals.steps * self.loader.batch_size / self._totals.seconds, 1),
         }
         if self.evaluate is not None:
