@@ -13,7 +13,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training import trainer as loop
-from resnet_tf.training.cluster import STOP_SIGNALS
+from resnet_tf.process import StopRequest
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
@@ -330,11 +330,11 @@ def test_a_signal_in_the_last_step_does_not_stop_the_run(tmp_path):
 
 
 def test_off_the_main_thread_a_run_takes_no_signals(tmp_path):
-    run, before = Run(tmp_path), [signal.getsignal(number) for number in STOP_SIGNALS]
+    run, before = Run(tmp_path), [signal.getsignal(number) for number in StopRequest.SIGNALS]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(run.go).result()
     assert run.training.step == ITERATIONS
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
 
 
 def test_a_second_signal_ends_the_process_at_once(python):
