@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_tf.data.custom_transform import digest_of, is_function_name, name_of
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name, is_image_dataset, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
@@ -173,7 +174,7 @@ class TrainConfig:
             "jit_compile": self.jit_compile,
             "deterministic": self.deterministic,
         }
-        settings |= {name: getattr(self, name) for name in _OPTIONAL}
+        settings |= {name: getattr(self, name) for name in _OPTIONAL} | {"augment": name_of(self.augment)}
         return {key: value for key, value in settings.items() if key not in DEFAULTS or value != DEFAULTS[key]}
 
 
@@ -224,7 +225,9 @@ def make_config(
     chosen = _recipe(config, recipe, changes, scale_learning_rate)
     if chosen.validation_size == 0 and not data_given and not is_image_dataset(config.dataset):
         check_validation(chosen, 0)
-    config = dataclasses.replace(config, recipe=chosen, shortcut=_shortcut(config, chosen))
+    config = dataclasses.replace(
+        config, recipe=chosen, shortcut=_shortcut(config, chosen), augment_sha256=digest_of(config.augment)
+    )
     return config if data_given or not is_image_dataset(config.dataset) else _with_image_defaults(config)
 
 
@@ -250,6 +253,10 @@ def _check(config: TrainConfig, data_given: bool) -> None:
     is_name = isinstance(config.strategy, str)
     check_fields(config if is_name else dataclasses.replace(config, strategy="auto"))
     _checkpoint_interval(config.checkpoint_every)
+    augment = config.augment
+    if not (augment is None or augment in AUGMENTATIONS or callable(augment) or is_function_name(augment)):
+        allowed = ", ".join((*AUGMENTATIONS, "FILE.py:FUNCTION", "MODULE:FUNCTION"))
+        raise UserError(f"augment={augment!r} is not known; allowed: {allowed}", argument="augment")
     if config.model_sha256 is None:
         model_options(config.model)
     if not data_given:

@@ -142,7 +142,7 @@ class _Run:
         """Train, unless that is done already."""
         config, run_dir = self.config, self.run_dir
         known = (None if config.overwrite else run_dir.settings()) or {}
-        threads = set_threads(config.threads if config.threads is not None else known.get("threads"))
+        threads = set_threads(config.threads or known.get("threads", config.threads))
         self.device = device = choose_device(config.device)
         policy, why = choose_precision(known.get("precision", config.precision), device)
         if config.deterministic:

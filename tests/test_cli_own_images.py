@@ -9,16 +9,16 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from resnet_tf.cli.request import parse_request
-from resnet_tf.cli.train_options import make_parser
 
-from resnet_tf.cli import evaluate, material, predict
+from resnet_tf.cli import evaluate, predict
 from resnet_tf.cli.main import main as resnet_tf
-from resnet_tf.cli.train import main, summary
+from resnet_tf.cli.train import main, parse_options
+from resnet_tf.config import make_config
 from resnet_tf.data.dataset import Split, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.reports.plots import can_draw
 from resnet_tf.training.logs import read_iterations
+from resnet_tf.training.run_dir import describe_report
 from tests.conftest import exit_code, stopping_after
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
@@ -74,7 +74,7 @@ def test_a_folder_of_files_trains_to_the_bits_of_the_same_images_in_memory(tmp_p
     order = np.argsort([names.index(shapes.class_names[label]) for label in shapes.train.labels], kind="stable")
     labels = np.array([names.index(shapes.class_names[label]) for label in shapes.train.labels[order]], np.int32)
     in_memory = dataclasses.replace(shapes, class_names=tuple(names), train=Split(shapes.train.images[order], labels))
-    monkeypatch.setattr(material, "load_dataset", lambda name, data_dir: in_memory)
+    monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: in_memory)
     main([*FLAGS, "--dataset", "shapes", "--run-dir", str(tmp_path / "a"), "--iterations", "12", "--eval-every", "5"])
     report = run(tmp_path / "b", f"folder:{tmp_path / 'tree'}")
     assert (report["train_images"], report["validation_images"]) == (180, 20)
@@ -143,7 +143,7 @@ def test_without_test_images_the_report_says_so(tmp_path, tree, capsys):
 
 def test_a_report_without_any_measurement():
     report = {"settings": {}, "test": None, "training": {"last_validation_accuracy": None}, "iterations": 3}
-    assert summary(report) == (
+    assert describe_report(report) == (
         "no test images; and no validation images: nothing is known of its accuracy after 3 iterations"
     )
 
@@ -163,7 +163,7 @@ def test_bad_images_stop_the_run_before_anything_is_made_or_are_skipped(tmp_path
     assert not (tmp_path / "run").exists()
     report = main([*argv, "--on-bad-image", "skip"])
     printed = capsys.readouterr().out
-    assert "own images: 160 for train; 10 classes" in printed
+    assert "images: 160 for train; 10 classes" in printed
     assert "left out or doubtful, by --on-bad-image skip: 3 (" in printed
     assert (report["train_images"], report["validation_images"]) == (144, 16)
     with pytest.raises(UserError, match='on_bad_image is "skip" there, "stop" here'):
@@ -217,7 +217,7 @@ def test_images_in_memory_are_enlarged_on_the_fly(tmp_path, small_data, shapes):
 
 def test_what_a_request_for_own_images_asks_for():
     def settings(*flags):
-        return parse_request(make_parser().parse_args(flags)).settings()
+        return make_config(**parse_options(flags)).settings()
 
     own = settings("--dataset", "folder:pets", "--model", "resnet50")
     assert (own["augment"], own["input_size"]) == ("imagenet", 224)
@@ -226,8 +226,8 @@ def test_what_a_request_for_own_images_asks_for():
     # Runs from before these flags were there must find the settings that they wrote down.
     assert not {"augment", "input_size", "on_bad_image"} & settings("--dataset", "cifar10").keys()
     assert settings("--augment", "none", "--input-size", "64").items() >= {"augment": "none", "input_size": 64}.items()
-    named = parse_request(make_parser().parse_args(["--dataset", "folder:x/pets/", "--model", "resnet18"]))
-    assert named.run_dir == "runs/resnet18-pets-he2015-seed0"
+    named = parse_options(["--dataset", "folder:x/pets/", "--model", "resnet18"])
+    assert named["run_dir"] == "runs/resnet18-pets-he2015-seed0"
     assert short_name("list:/some/where/train.txt,valid.txt") == "train"
 
 
@@ -240,7 +240,7 @@ def test_what_a_request_for_own_images_asks_for():
         (["--dataset", "folder:x", "--data-dir", "y"], "--data-dir does not go with --dataset folder:x"),
         (["--dataset", "files:x"], "allowed: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]]"),
         (["--input-size", "0"], "--input-size 0 is out of range"),
-        (["--augment", "weak"], "argument --augment: weak is not known; allowed: cifar, imagenet, strong, none, FILE"),
+        (["--augment", "weak"], "--augment weak is not known; allowed: cifar, imagenet, strong, none, FILE"),
         (["--on-bad-image", "mend"], "argument --on-bad-image: invalid choice: 'mend'"),
     ],
 )
@@ -302,23 +302,24 @@ def test_the_validation_images_of_a_folder_are_enough_to_go_by(tmp_path, tree, c
     assert not (tmp_path / "bare").exists()
 
 
-def test_a_run_that_goes_on_takes_its_statistics_from_its_settings(tmp_path, monkeypatch, tree):
-    asked = []
-    of_source = material.source_statistics
-    monkeypatch.setattr(material, "source_statistics", lambda *given: asked.append(1) or of_source(*given))
-    report = run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")
-    assert asked == [1]
-    (tmp_path / "run" / "report.json").unlink()
-    again = run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")
-    assert asked == [1]
-    assert again["test"]["loss"] == report["test"]["loss"]
-    sidecar = json.loads((tmp_path / "run" / "final.json").read_text())["preprocessing"]
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert (settings["data.mean"], settings["data.std"]) == (sidecar["mean"], sidecar["std"])
+def test_a_run_that_goes_on_takes_its_statistics_from_its_settings(tmp_path, tree):
+    folder = tmp_path / "run"
+
+    def again(settings):
+        (folder / "settings.json").write_text(json.dumps(settings))
+        (folder / "report.json").unlink()
+        loss = run(folder, f"folder:{tree}", "--iterations", "2")["test"]["loss"]
+        sidecar = json.loads((folder / "final.json").read_text())["preprocessing"]
+        return loss, sidecar["mean"], sidecar["std"]
+
+    report = run(folder, f"folder:{tree}", "--iterations", "2")
+    settings = json.loads((folder / "settings.json").read_text())
+    sidecar = json.loads((folder / "final.json").read_text())["preprocessing"]
+    whole = report["test"]["loss"], sidecar["mean"], sidecar["std"]
+    assert (settings["data.mean"], settings["data.std"]) == whole[1:]
+    assert again(settings) == whole
     # A run of before they were written down.
-    (tmp_path / "run" / "settings.json").write_text(
-        json.dumps({key: value for key, value in settings.items() if key not in ("data.mean", "data.std")})
-    )
-    (tmp_path / "run" / "report.json").unlink()
-    assert run(tmp_path / "run", f"folder:{tree}", "--iterations", "2")["test"]["loss"] == report["test"]["loss"]
-    assert asked == [1, 1]
+    assert again({key: value for key, value in settings.items() if key not in ("data.mean", "data.std")}) == whole
+    # What is written there is taken, and not computed again.
+    other = {"data.mean": [1.0, 2.0, 3.0], "data.std": [4.0, 5.0, 6.0]}
+    assert again(settings | other)[1:] == tuple(other.values())

@@ -1,5 +1,7 @@
 import csv
+import dataclasses
 import json
+import os
 import shutil
 import signal
 
@@ -8,13 +10,12 @@ import numpy as np
 import pytest
 
 from resnet_tf import __version__
-from resnet_tf.cli import job, material, results
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
 from resnet_tf.training.logs import COLUMNS, read_iterations
-from tests.conftest import exit_code
+from tests.conftest import exit_code, stopping_after
 
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
 
@@ -133,7 +134,7 @@ def test_a_run_of_other_settings_is_refused_naming_the_difference(finished_run, 
     with pytest.raises(UserError) as refused:
         main([*argv, *flags])
     assert difference in str(refused.value)
-    assert "--overwrite" in str(refused.value)
+    assert "overwrite=True" in str(refused.value)
     assert files(folder) == before
 
 
@@ -157,24 +158,6 @@ def test_without_validation_images(tmp_path, train):
     assert overwritten["validation_images"] == 20
     assert [row["iteration"] for row in metrics(folder)] == ["2"]
     assert len(read_iterations(folder / "iterations.bin")) == 2
-
-
-def stopping_after(monkeypatch, count, number=signal.SIGTERM):
-    """A signal comes while update `count` computes."""
-    make = job.make_train_step
-
-    def make_stopping(*arguments, **options):
-        step, left = make(*arguments, **options), [count]
-
-        def counting(images, labels, learning_rate):
-            left[0] -= 1
-            if not left[0]:
-                signal.raise_signal(number)
-            return step(images, labels, learning_rate)
-
-        return counting
-
-    monkeypatch.setattr(job, "make_train_step", make_stopping)
 
 
 def outcome(folder, report):
@@ -218,7 +201,7 @@ def test_stopped_by_the_keyboard(tmp_path, monkeypatch, train):
 def test_a_diverging_run_stops_and_leaves_good_checkpoints(tmp_path, train):
     folder = tmp_path / "run"
     flags = ["--iterations", "40", "--checkpoint-every", "1", "--learning-rate", "1e6", "--warmup", "none"]
-    with pytest.raises(UserError, match=r"at iteration \d+, learning rate 1e\+06 .*--on-nan rollback"):
+    with pytest.raises(UserError, match=r"at iteration \d+, learning rate 1e\+06 .*on_nan='rollback'"):
         train(folder, *flags, "--precision", "float32", "--schedule", "constant")
     checkpoints = list((folder / "checkpoints").glob("*.npz"))
     for file in checkpoints:
@@ -232,11 +215,14 @@ def test_a_full_disk_at_the_end_leaves_the_run_resumable(tmp_path, monkeypatch, 
     folder = tmp_path / "run"
     flags = ["--iterations", "2", "--validation-size", "0"]
     with monkeypatch.context() as patch:
+        replace = os.replace
 
-        def full(*arguments):
-            raise OSError(28, "No space left on device")
+        def full(source, target):
+            if target.name == "final.keras":
+                raise OSError(28, "No space left on device")
+            replace(source, target)
 
-        patch.setattr(results, "write_with", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(UserError, match=r"No space left on device.*run the same command again"):
             train(folder, *flags)
     assert not (folder / "report.json").exists()
@@ -246,15 +232,13 @@ def test_a_full_disk_at_the_end_leaves_the_run_resumable(tmp_path, monkeypatch, 
 
 
 def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch, train, shapes):
-    import dataclasses
-
     folder = tmp_path / "run"
     stopping_after(monkeypatch, 1)
     train(folder, "--iterations", "3")
     changed = shapes.train.images.copy()
     changed[7, 3, 3] ^= 1
     other = dataclasses.replace(shapes, train=dataclasses.replace(shapes.train, images=changed), source="tampered")
-    monkeypatch.setattr(material, "load_dataset", lambda name, data_dir: other)
+    monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: other)
     with pytest.raises(UserError, match=r"started on other data \(built-in, here tampered\)"):
         train(folder, "--iterations", "3")
 
@@ -270,7 +254,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, train):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "resnet21_v2"], "--model='resnet21_v2' is not known; allowed: resnet8_v1"),
+        (["--model", "resnet21_v2"], "--model resnet21_v2 is not known; allowed: resnet8_v1"),
         (["--dataset", "mnist"], "--dataset mnist is not known; allowed: cifar10, cifar100, shapes"),
         (["--recipe", "he2017"], "recipe 'he2017' is not known; allowed: he2015"),
         (["--seed", "-1"], "--seed -1 is out of range"),
@@ -311,11 +295,11 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--device", "tpu"], "--device tpu is not known; allowed: auto, cpu, gpu"),
-        (["--device", "gpu:99"], "--device gpu:99: TensorFlow sees"),
+        (["--device", "tpu"], "device='tpu' is not known; allowed: auto, cpu, gpu"),
+        (["--device", "gpu:99"], "device='gpu:99': TensorFlow sees"),
         (["--batch-size", "181"], "181"),
         (["--validation-size", "200"], "200"),
-        (["--validation-size", "0.001"], "not even one image"),
+        (["--validation-size", "0.001"], "less than one image"),
         (["--threads", "97"], "the number of threads cannot change to 97 in this process"),
     ],
 )

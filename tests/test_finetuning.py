@@ -95,7 +95,7 @@ def test_the_last_normalization_of_version_2_belongs_to_the_features():
 
 
 def test_a_stage_that_is_not_there():
-    with pytest.raises(UserError, match=r"--freeze stage4 does not fit .*; allowed: none, stage1, stage2, stage3, all"):
+    with pytest.raises(UserError, match=r"freeze='stage4' does not fit .*; allowed: none, stage1, stage2, stage3, all"):
         freeze(some_network(), "stage4")
 
 
@@ -243,7 +243,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, monkeypatch, tr
     [
         (["--freeze", "stem"], "--freeze stem is not understood; allowed: none, all, or stageK"),
         (["--freeze", "stage9"], "--freeze stage9 does not fit resnet8_v2; allowed: none, stage1, stage2, stage3, all"),
-        (["--unfreeze-at", "5"], "--unfreeze-at has nothing to unfreeze"),
+        (["--unfreeze-at", "5"], "--unfreeze-at 5 has nothing to unfreeze"),
         (["--freeze", "all", "--unfreeze-at", "0"], "--unfreeze-at 0 is out of range"),
         (["--freeze", "all", "--train-bn"], "--train-bn says what comes after the switch; add --unfreeze-at"),
         (["--freeze", "all", "--unfreeze-learning-rate", "1"], "add --unfreeze-at ITERATION"),

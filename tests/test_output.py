@@ -55,8 +55,8 @@ def test_the_interpreter_ends_quietly(python):
         "reader, writer = os.pipe()\n"
         "os.close(reader)\n"
         "os.dup2(writer, 1)\n"
-        "length, unheard = map(int, sys.argv[1:])\n"
-        "sys.exit(run_command(lambda argv: print('x' * length), [], unheard=bool(unheard)))"
+        "length, lasting = map(int, sys.argv[1:])\n"
+        "sys.exit(run_command(lambda argv: print('x' * length), [], lasting=bool(lasting)))"
     )
     for length in (1, 100_000):
         result = python(program, length, 0)
@@ -73,7 +73,7 @@ def test_output_onto_a_full_disk(capfd):
         "resnet-tf: error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
     )
     with open("/dev/full", "w") as stream, contextlib.redirect_stdout(stream):
-        assert run_command(lambda argv: [print("one line", flush=True) for _ in range(3)], [], unheard=True) == 0
+        assert run_command(lambda argv: [print("one line", flush=True) for _ in range(3)], [], lasting=True) == 0
     assert capfd.readouterr().err == (
         "resnet-tf: the output cannot be written any more (No space left on device); going on\n"
     )

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf.cli import job
+from resnet_tf import fitting
 from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.data.loader import ArraySource, TrainLoader
 from resnet_tf.data.transforms import CustomTransform
@@ -44,13 +44,13 @@ def own(tmp_path):
 
 
 def watching(monkeypatch, seen):
-    make = job.make_train_step
+    make = fitting.make_train_step
 
     def make_watched(*arguments, **options):
         step = make(*arguments, **options)
         return lambda images, labels, rate: (seen.append(images), step(images, labels, rate))[1]
 
-    monkeypatch.setattr(job, "make_train_step", make_watched)
+    monkeypatch.setattr(fitting, "make_train_step", make_watched)
 
 
 def test_it_trains_on_what_the_function_makes_and_goes_on_bit_for_bit(tmp_path, monkeypatch, train, own, shapes):

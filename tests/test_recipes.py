@@ -2,9 +2,9 @@ import dataclasses
 import math
 
 import pytest
-from resnet_tf.cli.request import parse_request
-from resnet_tf.cli.train_options import make_parser
 
+from resnet_tf.cli.train import parse_options
+from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe, get_recipe, override
 
@@ -91,23 +91,23 @@ def test_iterations_and_epochs_replace_each_other():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "step"}, "--schedule step is not known; allowed: piecewise, cosine, onecycle, plateau, constant"),
-        ({"warmup": "slow"}, "--warmup slow is not known; allowed: none, iterations, error, linear"),
-        ({"warmup": "linear"}, "--warmup linear needs its length"),
-        ({"decay": "bias"}, "--decay bias is not known; allowed: kernels, all"),
-        ({"pad_mode": "edge"}, "--pad-mode edge is not known; allowed: mean, black, reflect"),
-        ({"monitor": "loss"}, "--monitor loss is not known"),
-        ({"batch_size": 0}, "--batch-size 0 is out of range; allowed: 1 to"),
-        ({"learning_rate": -0.1}, "--learning-rate -0.1 is out of range"),
-        ({"learning_rate": math.nan}, "--learning-rate nan is out of range"),
-        ({"momentum": 1.5}, "--momentum 1.5 is out of range; allowed: 0 to 1"),
-        ({"iterations": 0}, "--iterations 0 is out of range"),
-        ({"epochs": 0.0}, "--epochs 0.0 is out of range"),
-        ({"epochs": math.inf}, "--epochs inf is out of range"),
-        ({"pad": -1}, "--pad -1 is out of range"),
-        ({"patience": 0}, "--patience 0 is out of range"),
-        ({"drops": (0.75, 0.5)}, "--drops .* must rise"),
-        ({"drops": (0.5, 0.5)}, "--drops .* must rise"),
+        ({"schedule": "step"}, "schedule='step' is not known; allowed: piecewise, cosine, onecycle, plateau, constant"),
+        ({"warmup": "slow"}, "warmup='slow' is not known; allowed: none, iterations, error, linear"),
+        ({"warmup": "linear"}, "warmup='linear' needs its length"),
+        ({"decay": "bias"}, "decay='bias' is not known; allowed: kernels, all"),
+        ({"pad_mode": "edge"}, "pad_mode='edge' is not known; allowed: mean, black, reflect"),
+        ({"monitor": "loss"}, "monitor='loss' is not known"),
+        ({"batch_size": 0}, "batch_size=0 is out of range; allowed: 1 to"),
+        ({"learning_rate": -0.1}, "learning_rate=-0.1 is out of range"),
+        ({"learning_rate": math.nan}, "learning_rate=nan is out of range"),
+        ({"momentum": 1.5}, "momentum=1.5 is out of range; allowed: 0 to 1"),
+        ({"iterations": 0}, "iterations=0 is out of range"),
+        ({"epochs": 0.0}, "epochs=0.0 is out of range"),
+        ({"epochs": math.inf}, "epochs=inf is out of range"),
+        ({"pad": -1}, "pad=-1 is out of range"),
+        ({"patience": 0}, "patience=0 is out of range"),
+        ({"drops": (0.75, 0.5)}, "drops=.* must rise"),
+        ({"drops": (0.5, 0.5)}, "drops=.* must rise"),
         ({"drops": (0.5, 1.0)}, "between 0 and 1"),
         ({"drops": (math.nan,)}, "between 0 and 1"),
     ],
@@ -118,7 +118,7 @@ def test_values_out_of_range(changes, message):
 
 
 def recipe_of(*flags):
-    return parse_request(make_parser().parse_args(["--recipe", "he2015", *flags])).recipe
+    return make_config(**parse_options(["--recipe", "he2015", *flags])).recipe
 
 
 def test_the_learning_rate_grows_with_the_batch():
@@ -148,7 +148,7 @@ def test_a_plateau_on_the_loss_needs_no_validation_images():
 def test_what_goes_by_the_validation_accuracy_needs_images_for_it(changes):
     recipe = override(get_recipe("he2015"), **changes)
     check_validation(recipe, 1)
-    with pytest.raises(UserError, match=r"needs validation images; use --validation-size above 0"):
+    with pytest.raises(UserError, match=r"needs validation images; use validation_size=… above 0"):
         check_validation(recipe, 0)
 
 

@@ -6,7 +6,7 @@ from resnet_tf.models.registry import build_model
 
 
 def test_off_it_imports_nothing(finished_run, python):
-    result = python("import sys, resnet_tf.cli.job; print('tensorboard' in sys.modules)")
+    result = python("import sys, resnet_tf.fitting; print('tensorboard' in sys.modules)")
     assert result.stdout.strip() == "False"
     assert not (finished_run[0] / "tensorboard").exists()
 

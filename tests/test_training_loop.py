@@ -518,7 +518,7 @@ def test_a_log_that_is_gone(tmp_path):
     with pytest.raises(Stopped):
         run.go()
     (tmp_path / "iterations.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"iterations\.bin holds fewer than the 5 records.*--overwrite"):
+    with pytest.raises(UserError, match=r"iterations\.bin holds fewer than the 5 records.*overwrite=True"):
         Run(tmp_path).go()
 
 
@@ -526,7 +526,7 @@ def test_checkpoints_of_another_network(tmp_path):
     Run(tmp_path).go()
     other = Run(tmp_path)
     other.training.model = one_layer("other")
-    with pytest.raises(UserError, match=r"belong to another network or optimizer.*--overwrite.*--run-dir"):
+    with pytest.raises(UserError, match=r"belong to another network or optimizer.*overwrite=True.*run_dir=…"):
         other.training.resume()
 
 

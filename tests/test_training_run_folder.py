@@ -46,7 +46,7 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path, python):
     folder = started(tmp_path / "run")
     result = python(HOLD, tmp_path / "run")
     assert f"is in use by process {os.getpid()} on " in result.stdout
-    assert "--run-dir" in result.stdout
+    assert "run_dir=…" in result.stdout
     result = python(HOLD, tmp_path / "run")  # the first refusal has not removed the name
     assert f"process {os.getpid()}" in result.stdout
     folder.release()
@@ -74,7 +74,7 @@ def test_a_folder_of_other_things_is_refused_and_kept(tmp_path):
     before = content(tmp_path)
     folder = RunDir(tmp_path)
     for call in (folder.settings, folder.clear):
-        with pytest.raises(UserError, match=r"not a run folder \(found thesis.tex\).*--run-dir"):
+        with pytest.raises(UserError, match=r"not a run folder \(found thesis.tex\).*run_dir=…"):
             call()
     assert content(tmp_path) == before
 
@@ -92,7 +92,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         RunDir(path).settings()
     with pytest.raises(UserError, match="cannot be written"):
         RunDir(path).lock()
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\).*--run-dir"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\).*run_dir=…"):
         RunDir(path / "deeper").lock()
     assert path.read_text() == "mine"
 

@@ -1,7 +1,9 @@
 """A user's augmentation, by the name that `augment` gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,18 +15,39 @@ from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of
 
 
-def is_function_name(name: str | None) -> bool:
-    """Whether a name stands for a function, and not for one of the built-in augmentations."""
-    return name is not None and ":" in name
+def is_function_name(name: Any) -> bool:
+    """Whether this is the name of a function, and not of one of the built-in augmentations."""
+    return isinstance(name, str) and ":" in name
 
 
-def digest_of(name: str) -> str:
-    """SHA-256, in hex, of the file that the function is in."""
-    path = _file(name)
+def digest_of(augment: Any) -> str | None:
+    """SHA-256, in hex, of the file of a function by name, or of the source of one; None for all else.
+
+    A function that has changed makes another run. Raises UserError where a name stands for no file.
+    """
+    if callable(augment):
+        try:
+            source = inspect.getsource(augment if hasattr(augment, "__qualname__") else type(augment))
+        except (OSError, TypeError):  # typed at a prompt, or not written in Python
+            return None
+        return hashlib.sha256(source.encode()).hexdigest()
+    if not is_function_name(augment):
+        return None
+    path = _file(augment)
     try:
         return sha256_of(path)
     except OSError as error:
-        raise UserError(f"augment={name!r}: {path} cannot be read ({error.strerror}); name a file that can") from error
+        raise UserError(
+            f"augment={augment!r}: {path} cannot be read ({error.strerror}); name a file that can"
+        ) from error
+
+
+def name_of(augment: Any) -> str | None:
+    """What an augmentation is called in the settings of a run; a function by its module and name."""
+    if not callable(augment):
+        return augment
+    named = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def load_function(name: str) -> Any:
