@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,9 +19,6 @@ from resnet_tf.saving import load_model, read_sidecar, save_model
 from resnet_tf.scoring import LabelledDataset, score_subset
 from resnet_tf.training.logs import read_history
 from resnet_tf.training.run_dir import REPORT, RunDir, describe_report
-
-if TYPE_CHECKING:
-    from resnet_tf.fitting import _Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +70,7 @@ class TrainingResult:
         return f"<TrainingResult {self.model.name}: {self.report['iterations']} iterations{test}{where}>"
 
     @classmethod
-    def of_run(cls, run: "_Run", report: dict[str, Any]) -> "TrainingResult":
+    def of_run(cls, run: Any, report: dict[str, Any]) -> "TrainingResult":
         """The result of a run in this process, from its report."""
         history = run.trainer.history
         return cls(
@@ -125,7 +122,7 @@ def describe_call(model: Any, data: Any, recipe: Any, run_dir: Any, options: dic
     return f"resnet_tf.train({', '.join(arguments)})"
 
 
-def make_sidecar(run: "_Run", metrics: dict[str, Any]) -> dict[str, Any]:
+def make_sidecar(run: Any, metrics: dict[str, Any]) -> dict[str, Any]:
     """What a plain Keras file has no room for, as JSON."""
     config, data = run.config, run.data
     framing = {} if data.crop is None else {"framing": dataclasses.asdict(data.crop)}
@@ -149,7 +146,7 @@ def make_sidecar(run: "_Run", metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_run_report(run: "_Run", settings: dict[str, Any]) -> dict[str, Any]:
+def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Save the final model, read the test images once where there are any, and report from the saved files.
 
     Raises UserError where the disk refuses; the run stays resumable.

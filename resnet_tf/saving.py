@@ -4,16 +4,19 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
+from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with
-from resnet_tf.inference import output_type
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model, list_models
 from resnet_tf.pretrained.zoo import find_shipped
 from resnet_tf.process import recursion_limit
+
+if TYPE_CHECKING:
+    import keras
+
+NO_DATASET = "{} does not say what it was trained on; give dataset=… (" + ", ".join((*DATASETS, *IMAGE_FORMS)) + ")"
 
 
 def model_path(text: str | Path, best: bool = False) -> Path:
@@ -49,8 +52,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def load_model(path: Path) -> keras.Model:
+def load_model(path: Path) -> "keras.Model":
     """Load a .keras file without running any code in it; raises UserError where it is damaged or needs such code."""
+    import keras
+
     try:
         with recursion_limit(1000):
             return keras.models.load_model(path, compile=False)
@@ -61,11 +66,13 @@ def load_model(path: Path) -> keras.Model:
         ) from error
 
 
-def open_model(model: Any, *, best: bool = False, published: bool = False) -> tuple[keras.Model, dict[str, Any], str]:
+def open_model(model: Any, *, best: bool = False, published: bool = False) -> "tuple[keras.Model, dict[str, Any], str]":
     """A model with its sidecar and what to call it, from a keras.Model, a training's result, a path or a name.
 
     `published` also takes networks that torchvision publishes ImageNet weights for.
     """
+    import keras
+
     if isinstance(model, keras.Model):
         return model, {}, model.name
     if hasattr(model, "sidecar"):  # a TrainingResult
@@ -76,7 +83,7 @@ def open_model(model: Any, *, best: bool = False, published: bool = False) -> tu
     return load_model(path), read_sidecar(path), str(path)
 
 
-def build_or_load(text: str, **options: Any) -> keras.Model:
+def build_or_load(text: str, **options: Any) -> "keras.Model":
     """The model of a file or run directory, or a network by name with fresh weights.
 
     Options are those of the builder, None leaves the network's own; they do not go with a file.
@@ -98,15 +105,19 @@ def build_or_load(text: str, **options: Any) -> keras.Model:
         raise UserError(f"{text} cannot be built so: {error}") from error
 
 
-def save_model(model: keras.Model, path: Path, sidecar: dict[str, Any]) -> None:
+def save_model(model: "keras.Model", path: Path, sidecar: dict[str, Any]) -> None:
     """Write a model and, beside it, what a plain Keras file has no room for; raises OSError where the disk refuses."""
     with recursion_limit(len(model.layers)):
         write_with(path, model.save)
     write_json(path.with_suffix(".json"), sidecar)
 
 
-def check_trainable(model: keras.Model) -> str:
+def check_trainable(model: "keras.Model") -> str:
     """Refuse a Keras model that cannot be trained as it is; returns a digest of its architecture."""
+    import keras
+
+    from resnet_tf.inference import output_type
+
     if not hasattr(model, "operations") or not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
         raise UserError(
             f"model is {type(model).__name__} with the input {getattr(model, 'input_shape', None)}; expected a "
@@ -128,7 +139,7 @@ def check_trainable(model: keras.Model) -> str:
     return hashlib.sha256(model.to_json().encode()).hexdigest()
 
 
-def check_classes(model: keras.Model, shape: tuple[int, ...], classes: int) -> None:
+def check_classes(model: "keras.Model", shape: tuple[int, ...], classes: int) -> None:
     """Refuse a Keras model whose input or output does not fit the data."""
     sides = model.input_shape[1:]
     if any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):

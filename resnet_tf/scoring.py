@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf.config import PRECISIONS
-from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, Dataset, check_name, is_image_dataset, load_dataset
+from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset, load_dataset
 from resnet_tf.data.image_check import images_to_test
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import ArraySource, Subset
@@ -21,7 +21,7 @@ from resnet_tf.errors import UserError, some
 from resnet_tf.inference import EvalMetrics, compiled_inference, evaluate_batches, output_type
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
-from resnet_tf.saving import open_model
+from resnet_tf.saving import NO_DATASET, open_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,10 +99,7 @@ def _find_tests(
     named = data is not None
     data = sidecar.get("dataset") if data is None else data
     if data is None:
-        raise UserError(
-            f"{name} does not say what it was trained on; give dataset=… ({', '.join((*DATASETS, *IMAGE_FORMS))})",
-            argument="dataset",
-        )
+        raise UserError(NO_DATASET.format(name), argument="data")
     if isinstance(data, str) and is_image_dataset(data):
         files = images_to_test(data, named, on_bad_image or sidecar.get("on_bad_image", "stop"), known)
         crop = crop or crop_of(model.input_shape, sidecar, None, None)

@@ -55,11 +55,9 @@ def test_a_disk_that_refuses_the_numbers(finished_run, tmp_path, monkeypatch, ca
 
 
 def test_data_of_other_classes(finished_run, monkeypatch, shapes, capsys):
-    monkeypatch.setattr(
-        "resnet_tf.cli.scoring.load_dataset",
-        lambda name, data_dir: dataclasses.replace(shapes, class_names=("airplane", *shapes.class_names[1:])),
-    )
-    assert resnet_tf(["evaluate", str(finished_run[0]), "--dataset", "cifar10"]) == 2
+    others = dataclasses.replace(shapes, name="cifar10", class_names=("airplane", *shapes.class_names[1:]))
+    monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: others)
+    assert resnet_tf(["evaluate", str(finished_run[0]), "--dataset", "shapes"]) == 2
     error = capsys.readouterr().err
     assert "knows the classes circle, square, triangle, star, cross, …; cifar10 has airplane, square, tri" in error
 
@@ -94,7 +92,7 @@ def test_somebody_elses_model(tmp_path, shapes, capsys, kind, activation):
             x = layer(x)
         model = keras.Model(inputs, x)
     model.save(tmp_path / "theirs.keras")
-    with pytest.raises(UserError, match="does not say what it was trained on; give --dataset"):
+    with pytest.raises(UserError, match="does not say what it was trained on; give dataset="):
         main([str(tmp_path / "theirs.keras")])
     result = main([str(tmp_path / "theirs.keras"), "--dataset", "shapes"])
     assert f"output is taken as {activation or 'logits'}" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from resnet_tf.cli.inference import compiled_inference
 
 from resnet_tf.cli.evaluate import main as evaluate
+from resnet_tf.inference import compiled_inference
 from resnet_tf.models.cifar import cifar_resnet
 
 pytestmark = pytest.mark.usefixtures("small_data")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from resnet_tf.cli.main import main
-from resnet_tf.cli.predict import framing_of
+from resnet_tf.data.image_io import UnreadableImageError
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
-from resnet_tf.prediction import find_images, predict_files
+from resnet_tf.prediction import classify, crop_of, expand_patterns
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -70,8 +70,8 @@ def test_the_network_sees_the_picture_turned_and_in_rgb(tmp_path):
         seen.append(pixels)
         return np.ones((len(pixels), 2))
 
-    (prediction,) = predict_files([path], probabilities, ResizeCenterCrop(32, 32, 32))
-    assert prediction.unreadable is None
+    ((name, row),) = classify([path], probabilities, ResizeCenterCrop(32, 32, 32))
+    assert (name, row.tolist()) == (str(path), [1, 1])
     ((picture,),) = seen
     # The middle 32 of the 64 rows: 16 red ones over 16 blue ones.
     assert picture[:12].mean((0, 1)).argmax() == 0
@@ -86,11 +86,11 @@ def test_a_gigantic_picture_is_refused_before_memory_is_taken(tmp_path, python, 
     result = python(
         f"{first}\n"
         "import sys; from pathlib import Path\n"
-        "from resnet_tf.data.image_ops import ResizeCenterCrop; from resnet_tf.prediction import predict_files\n"
+        "from resnet_tf.data.image_ops import ResizeCenterCrop; from resnet_tf.prediction import classify\n"
         "def most(): return int(Path('/proc/self/status').read_text().split('VmPeak:')[1].split()[0])\n"
         "before = most()\n"
-        "(found,) = predict_files([Path(sys.argv[1])], None, ResizeCenterCrop(256, 224, 224))\n"
-        "print(found.path, found.unreadable)\n"
+        "((name, why),) = classify([Path(sys.argv[1])], None, ResizeCenterCrop(256, 224, 224))\n"
+        "print(name, why)\n"
         "assert most() - before < 500_000, most() - before",
         claiming(tmp_path / "a.png", side),
     )
@@ -128,14 +128,17 @@ def test_files_folders_and_patterns(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    found = find_images([str(tmp_path)])
+    found = expand_patterns([str(tmp_path)])
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.jpg", "b.png", "d.heic", "sub/c.JPEG"]
-    assert find_images([str(tmp_path / "b.png"), str(tmp_path / "*.*g")]) == [tmp_path / "b.png", tmp_path / "a.jpg"]
-    assert find_images([str(tmp_path / "notes.txt"), "missing.jpg"])[0].name == "notes.txt"
+    assert expand_patterns([str(tmp_path / "b.png"), str(tmp_path / "*.*g")]) == [
+        tmp_path / "b.png",
+        tmp_path / "a.jpg",
+    ]
+    assert expand_patterns([str(tmp_path / "notes.txt"), "missing.jpg"])[0].name == "notes.txt"
     for nothing in ("*.gif", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="holds no image files"):
-            find_images([str(tmp_path / nothing)])
+            expand_patterns([str(tmp_path / nothing)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
@@ -149,12 +152,12 @@ def test_batches_keep_order_and_leave_out_the_unreadable(tmp_path, batch_size):
         sizes.append(len(pixels))
         return np.stack([pixels[:, 0, 0, 0], 100 - pixels[:, 0, 0, 0]], axis=1) / 100
 
-    found = list(predict_files(paths, probabilities, ResizeCenterCrop(8, 8, 8), top=1, batch_size=batch_size))
-    assert [p.path for p in found] == paths
-    assert [i for i, p in enumerate(found) if p.unreadable] == [0, 4, 5, 10]
-    readable = [round(p.probabilities[0], 2) for p in found if p.unreadable is None]
-    assert readable == [0.99, 0.98, 0.97, 0.94, 0.93, 0.92, 0.91]
-    assert all(p.classes == (1,) for p in found if p.unreadable is None)
+    names, rows = zip(*classify(paths, probabilities, ResizeCenterCrop(8, 8, 8), batch_size=batch_size), strict=True)
+    assert list(names) == [str(path) for path in paths]
+    assert [i for i, row in enumerate(rows) if isinstance(row, UnreadableImageError)] == [0, 4, 5, 10]
+    readable = [row for row in rows if not isinstance(row, UnreadableImageError)]
+    assert [round(row[1], 2) for row in readable] == [0.99, 0.98, 0.97, 0.94, 0.93, 0.92, 0.91]
+    assert all(row.argmax() == 1 for row in readable)
     assert sum(sizes) == 7
     assert all(size == batch_size for size in sizes[:-1])
 
@@ -180,25 +183,25 @@ def test_decoding_goes_on_while_the_network_runs(tmp_path, monkeypatch):
         assert second_batch_read.wait(20)
         return np.ones((len(pixels), 2))
 
-    assert len(list(predict_files(paths, probabilities, ResizeCenterCrop(8, 8, 8), batch_size=4))) == 12
+    assert len(list(classify(paths, probabilities, ResizeCenterCrop(8, 8, 8), batch_size=4))) == 12
 
 
 def test_the_framing_of_a_model():
-    assert framing_of((None, 224, 224, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
-    assert framing_of((None, 32, 32, 3), {}, None, None) == ResizeCenterCrop(32, 32, 32)
-    assert framing_of((None, None, None, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
+    assert crop_of((None, 224, 224, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
+    assert crop_of((None, 32, 32, 3), {}, None, None) == ResizeCenterCrop(32, 32, 32)
+    assert crop_of((None, None, None, 3), {}, None, None) == ResizeCenterCrop(256, 224, 224)
     small, known = {"preprocessing": {"shape": [32, 32, 3]}}, {"preprocessing": {"resize": 80, "crop": 64}}
-    assert framing_of((None, None, None, 3), small, None, None) == ResizeCenterCrop(32, 32, 32)
-    assert framing_of((None, 64, 64, 3), known, None, None) == ResizeCenterCrop(80, 64, 64)
+    assert crop_of((None, None, None, 3), small, None, None) == ResizeCenterCrop(32, 32, 32)
+    assert crop_of((None, 64, 64, 3), known, None, None) == ResizeCenterCrop(80, 64, 64)
     squashed = {"preprocessing": {"framing": {"resize": None, "height": 64, "width": 64}}}
-    assert framing_of((None, 64, 64, 3), squashed, None, None) == ResizeCenterCrop(None, 64, 64)
-    assert framing_of((None, 64, 64, 3), squashed, 80, None) == ResizeCenterCrop(80, 64, 64)
-    assert framing_of((None, None, None, 3), {}, 300, 288) == ResizeCenterCrop(300, 288, 288)
-    assert framing_of((None, None, None, 3), {}, None, 288) == ResizeCenterCrop(329, 288, 288)
-    with pytest.raises(UserError, match="--crop 200 does not fit the model, which takes 224x224"):
-        framing_of((None, 224, 224, 3), {}, None, 200)
-    with pytest.raises(UserError, match="--resize 200 is smaller than the crop"):
-        framing_of((None, 224, 224, 3), {}, 200, None)
+    assert crop_of((None, 64, 64, 3), squashed, None, None) == ResizeCenterCrop(None, 64, 64)
+    assert crop_of((None, 64, 64, 3), squashed, 80, None) == ResizeCenterCrop(80, 64, 64)
+    assert crop_of((None, None, None, 3), {}, 300, 288) == ResizeCenterCrop(300, 288, 288)
+    assert crop_of((None, None, None, 3), {}, None, 288) == ResizeCenterCrop(329, 288, 288)
+    with pytest.raises(UserError, match="crop=200 does not fit the model, which takes 224x224"):
+        crop_of((None, 224, 224, 3), {}, None, 200)
+    with pytest.raises(UserError, match="resize=200 is smaller than the crop"):
+        crop_of((None, 224, 224, 3), {}, 200, None)
 
 
 def test_the_command(brightest_channel, tmp_path, capsys):

@@ -10,6 +10,7 @@ from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
 from resnet_tf.process import load_tensorflow
+from resnet_tf.saving import NO_DATASET, model_path, read_sidecar
 
 MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
 DATA_DIR_HELP = TrainConfig.__dataclass_fields__["data_dir"].metadata["help"]
@@ -41,6 +42,9 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Evaluate a model and print the metrics; returns them as written by `--json`."""
     arguments = make_parser().parse_args(argv)
+    path = model_path(arguments.model, arguments.best)
+    if arguments.dataset is None and "dataset" not in read_sidecar(path):
+        raise UserError(NO_DATASET.format(path))
     if arguments.dataset is not None:
         check_name(arguments.dataset, arguments.data_dir)
     check_output_file("json", arguments.json)

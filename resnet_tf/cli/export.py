@@ -11,6 +11,7 @@ from resnet_tf.data.dataset import DATASETS
 from resnet_tf.errors import UserError
 from resnet_tf.pretrained.zoo import find_shipped
 from resnet_tf.process import load_tensorflow
+from resnet_tf.saving import model_path
 
 
 def make_parser() -> Parser:
@@ -44,11 +45,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     Returns output, difference, bound, agreement and, with --dataset, accuracy and original_accuracy (fractions).
     """
     arguments = make_parser().parse_args(argv)
+    output = _output(arguments, model_path(arguments.model, arguments.best))
     load_tensorflow()
     from resnet_tf.export import COMPARED, TESTED, export_model
-    from resnet_tf.saving import model_path
 
-    output = _output(arguments, model_path(arguments.model, arguments.best))
     result = export_model(
         arguments.model,
         output,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.command import Parser, add_flags, integers
-from resnet_tf.cli.compare import compare_table
 from resnet_tf.config import OPTIONS, default_run_dir, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
@@ -91,6 +90,8 @@ def _train_seeds(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str
         if isinstance(report, int):
             return report
         reports[options["seed"]] = report
+    from resnet_tf.cli.compare import compare_table
+
     print(compare_table([Path(options["run_dir"]) for options in runs]))
     return {"seeds": reports}
 
