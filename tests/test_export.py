@@ -98,7 +98,7 @@ def test_folding_within_a_model_within_a_model():
 @pytest.mark.parametrize(("kind", "name"), [("keras", "a.keras"), ("saved_model", "a"), ("tflite", "a.tflite")])
 def test_formats_that_need_no_extra(small, tmp_path, kind, name):
     images = 60 + 40 * pictures(16, 16, 3)
-    result = export.export_model(small, tmp_path / name, kind, images)
+    result = export.write_export(small, tmp_path / name, kind, images)
     assert result.difference <= 1e-4 * max(1, result.largest) == result.bound
     assert [path.name for path in tmp_path.iterdir()] == [name]
     found = export.load_export(tmp_path / name, kind)(images[:3])
@@ -108,13 +108,13 @@ def test_formats_that_need_no_extra(small, tmp_path, kind, name):
 def test_onnx(small, tmp_path):
     for module in ("tf2onnx", "onnxruntime"):
         pytest.importorskip(module, reason="needs the extra onnx")
-    assert export.export_model(small, tmp_path / "a.onnx", "onnx", 60 + 40 * pictures(16, 16, 3)).passed
+    assert export.write_export(small, tmp_path / "a.onnx", "onnx", 60 + 40 * pictures(16, 16, 3)).passed
 
 
 def test_float16_stays_within_its_bound_and_is_smaller(small, tmp_path):
     images = 60 + 40 * pictures(16, 16, 3)
-    export.export_model(small, tmp_path / "full.tflite", "tflite", images)
-    result = export.export_model(small, tmp_path / "half.tflite", "tflite", images, quantize="float16")
+    export.write_export(small, tmp_path / "full.tflite", "tflite", images)
+    result = export.write_export(small, tmp_path / "half.tflite", "tflite", images, quantize="float16")
     assert 0 < result.difference <= 1e-2 * max(1, result.largest)
     assert (tmp_path / "half.tflite").stat().st_size < 0.7 * (tmp_path / "full.tflite").stat().st_size
 
@@ -123,14 +123,14 @@ def test_grouped_convolutions(tmp_path):
     inputs = keras.Input((8, 8, 8))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, groups=4, padding="same")(inputs)))
     model = stirred(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
-    assert export.export_model(model, tmp_path / "a.tflite", "tflite", pictures(8, 8, 8)).passed
+    assert export.write_export(model, tmp_path / "a.tflite", "tflite", pictures(8, 8, 8)).passed
 
 
 def test_an_export_that_differs_is_not_kept(small, tmp_path):
     other = stirred(build_model("resnet8_v2", input_shape=(16, 16, 3), mean=(120, 125, 130), std=(60, 61, 62)), 5)
     (tmp_path / "a.keras").write_text("what was there")
     with pytest.raises(UserError, match="differs from the original"):
-        export.export_model(small, tmp_path / "a.keras", "keras", pictures(16, 16, 3), reference=other)
+        export.write_export(small, tmp_path / "a.keras", "keras", pictures(16, 16, 3), reference=other)
     assert (tmp_path / "a.keras").read_text() == "what was there"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -142,8 +142,7 @@ def test_not_a_number_is_no_agreement():
     assert export.compare(np.full((1, 2), 3.0), np.full((1, 2), 3.0002), 1e-4).passed
 
 
-def test_the_command_with_8_bits(finished_run, small_data, shapes, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "load_dataset", lambda name, data_dir: shapes)
+def test_the_command_with_8_bits(finished_run, small_data, tmp_path, capsys):
     output = tmp_path / "a.tflite"
     flags = ["--format", "tflite", "--quantize", "int8", "--dataset", "shapes", "--output", str(output)]
     result = command.main([str(finished_run[0]), *flags])
@@ -164,8 +163,8 @@ def test_the_command_folds(finished_run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "keras", "--quantize", "int8"], "--format tflite"),
-        (["--format", "tflite", "--quantize", "int8"], "--dataset"),
+        (["--format", "keras", "--quantize", "int8"], "format='tflite'"),
+        (["--format", "tflite", "--quantize", "int8"], "give data="),
         (["--format", "onnx", "--output", "a.tflite"], "must end in .onnx"),
         (["--format", "keras", "--output", "{run}/final.keras"], "model itself"),
         (["--format", "saved_model", "--output", "{run}"], "no export"),

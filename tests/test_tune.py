@@ -1,14 +1,17 @@
+import json
 import sys
 
 import pytest
 
 from resnet_tf.cli import tune
+from resnet_tf.cli.train import parse_options
+from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from resnet_tf.cli.study import Space, open_study, run_study
+from resnet_tf.tuning import SearchSpace, open_study, run_study
 
 def objective(number, chosen, report):
     print(number, chosen["learning_rate"], flush=True)
@@ -17,7 +20,7 @@ def objective(number, chosen, report):
     return chosen["learning_rate"]
 
 study = open_study(Path(sys.argv[1]), 0)
-run_study(study, Space(width=(1, 2)), 8, objective)
+run_study(study, SearchSpace(width=(1, 2)), 8, objective)
 print("done", len([t for t in study.trials if t.state.name == "COMPLETE"]))
 """
 
@@ -38,8 +41,8 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
         (["--trials", "1", "--dataset", "nothing"], "not known"),
     ],
 )
-def test_what_is_refused(flags, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "need", lambda module, extra: None)
+def test_what_is_refused(flags, message, tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra tune")
     with pytest.raises(UserError, match=message):
         tune.main([*flags, "--study-dir", str(tmp_path / "study")])
     assert not list(tmp_path.iterdir())
@@ -62,7 +65,7 @@ def test_a_killed_study_loses_no_finished_trial(python, tmp_path):
 
 def test_the_median_prunes(tmp_path):
     pytest.importorskip("optuna", reason="needs the extra tune")
-    from resnet_tf.cli.study import SearchSpace, finished, open_study, run_study
+    from resnet_tf.tuning import SearchSpace, finished, open_study, run_study
 
     study = open_study(tmp_path / "study.db", 0)
 
@@ -77,20 +80,18 @@ def test_the_median_prunes(tmp_path):
 
 def test_a_search_ends_in_a_train_command(small_data, tmp_path, capsys):
     pytest.importorskip("optuna", reason="needs the extra tune")
-    from resnet_tf.cli.request import parse_request
-    from resnet_tf.cli.train_options import make_parser
-
     flags = ["--trials", "2", "--dataset", "shapes", "--model", "resnet8_v2", "--epochs", "1", "--batch-size", "16,32"]
     flags += ["--device", "cpu", "--study-dir", str(tmp_path / "study")]
     result = tune.main(flags)
     assert result["trials"] == 2
     parts = result["command"].split()
-    assert parts[:2] == ["python", "train.py"]
-    request = parse_request(make_parser().parse_args(parts[2:]))
-    assert request.recipe.learning_rate == result["settings"]["learning_rate"]
-    assert (request.recipe.epochs, request.model, request.dataset) == (1.0, "resnet8_v2", "shapes")
-    # The best trial's folder was trained with the very same settings, and has no test result.
-    assert not list((tmp_path / "study").glob("trial*/report.json"))
+    assert parts[:2] == ["resnet-tf", "train"]
+    config = make_config(**parse_options(parts[2:]))
+    assert config.recipe.learning_rate == result["settings"]["learning_rate"]
+    assert (config.recipe.epochs, config.model, config.dataset) == (1.0, "resnet8_v2", "shapes")
+    # The trials were trained with the very same settings, and have no test result.
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "study").glob("trial*/report.json")]
+    assert [report["test"] for report in reports] == [None, None]
     assert "going on after" not in capsys.readouterr().out
     assert tune.main(flags) == result
     assert "going on after 2 finished trials" in capsys.readouterr().out

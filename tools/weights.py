@@ -89,7 +89,9 @@ def logits_of(path: Path) -> list[list[float]]:
 
     model = keras.models.load_model(path, compile=False)
     height, width = model.input_shape[1:3]
-    images = load_shapes(train_size=CHECKED, test_size=1).train.images[:, :height, :width]
+    tests = load_shapes(train_size=1, test_size=CHECKED).test
+    assert tests is not None
+    images = tests.images[:, :height, :width]
     return [[round(float(value), 5) for value in row] for row in model(images, training=False).numpy()]
 
 
