@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 NO_DATASET = "{} does not say what it was trained on; give dataset=… (" + ", ".join((*DATASETS, *IMAGE_FORMS)) + ")"
 
 
-def model_path(text: str | Path, best: bool = False) -> Path:
+def model_path(text: "str | os.PathLike[str]", best: bool = False) -> Path:
     """The model file that a file, a run directory or the name of weights that ship with the package stands for.
 
     Raises UserError where it does not exist, or is no .keras file.
@@ -80,7 +81,7 @@ def open_model(model: Any, *, best: bool = False, published: bool = False) -> "t
     if published and str(model) in IMAGENET_NETWORKS and not Path(model).exists():
         return build_model(str(model), weights="imagenet"), {}, str(model)
     path = model_path(model, best)
-    return load_model(path), read_sidecar(path), str(path)
+    return load_model(path), read_sidecar(path), str(model)
 
 
 def build_or_load(text: str, **options: Any) -> "keras.Model":

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -21,7 +20,7 @@ from resnet_tf.errors import UserError, some
 from resnet_tf.inference import EvalMetrics, compiled_inference, evaluate_batches, output_type
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
-from resnet_tf.saving import NO_DATASET, open_model
+from resnet_tf.saving import NO_DATASET, model_path, open_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ def evaluate(
     network, sidecar, name = open_model(model, best=best)
     tests = _find_tests(network, sidecar, name, data, data_dir, on_bad_image, class_names)
     metrics = score_subset(network, name, tests, batch_size, log, precision, fold_bn, keep=True)
-    curves = None if isinstance(model, keras.Model) else Path(name).parent / "curves.png"
+    curves = model_path(model, best).parent / "curves.png" if isinstance(model, str | os.PathLike) else None
     return dataclasses.replace(metrics, name=f"{name} on the test set of {tests.name}", curves=curves)
 
 
