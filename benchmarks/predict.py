@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.cli import predict as command
 from resnet_tf.data.image_io import cv2
 from resnet_tf.models.registry import build_model
-from resnet_tf.prediction import find_images, predict_files
+from resnet_tf.prediction import classify, crop_of, expand_patterns, probabilities_of
 from resnet_tf.process import load_tensorflow
 
 
@@ -29,8 +28,8 @@ def main():
     arguments = parser.parse_args()
     load_tensorflow()
     model = build_model("resnet50", mean=(124, 116, 104), std=(58, 57, 57))
-    probabilities = command.probabilities_of(model)
-    framing = command.framing_of(model.input_shape, {}, None, None)
+    probabilities = probabilities_of(model)
+    framing = crop_of(model.input_shape, {}, None, None)
     size = arguments.batch_size
     sizes = [size] * (arguments.images // size) + [arguments.images % size] * bool(arguments.images % size)
     rng = np.random.default_rng(0)
@@ -48,7 +47,7 @@ def main():
             bare = time.perf_counter() - began
             began = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                found = list(predict_files(find_images([folder]), probabilities, framing, batch_size=size))
+                found = list(classify(expand_patterns([folder]), probabilities, framing, batch_size=size))
             whole = time.perf_counter() - began
             assert len(found) == arguments.images
             ratios.append(whole / bare)

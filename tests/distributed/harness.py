@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from resnet_tf.cli.material import make_material, open_images
-from resnet_tf.cli.request import parse_request
-from resnet_tf.cli.train_options import make_parser
 
+from resnet_tf.cli.train import parse_options
+from resnet_tf.config import make_config
 from resnet_tf.training.logs import read_iterations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,18 +78,16 @@ def loss_of_shards(shards: int, *flags: str) -> float:
     import keras
     import tensorflow as tf
 
+    from resnet_tf.data.dataset import load_dataset
+    from resnet_tf.data.prepare import prepare_data
     from resnet_tf.models.registry import build_model
 
-    request = parse_request(make_parser().parse_args(list(flags)))
-    material = make_material(open_images(request), request)
-    images, labels = material.batches(request.recipe.batch_size, request.seed).batch(0)
-    keras.utils.set_random_seed(request.seed)
+    config = make_config(**parse_options(flags))
+    data = prepare_data(load_dataset(config.dataset), config)
+    images, labels = data.loader(config.recipe.batch_size, config.seed).batch(0)
+    keras.utils.set_random_seed(config.seed)
     network = build_model(
-        request.model,
-        classes=len(material.class_names),
-        input_shape=material.shape,
-        mean=material.mean,
-        std=material.std,
+        config.model, classes=len(data.class_names), input_shape=data.shape, mean=data.mean, std=data.std
     )
     losses = [
         tf.nn.sparse_softmax_cross_entropy_with_logits(part, network(pixels, training=True)).numpy().mean()
