@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.config import FORMATS, QUANTIZATIONS
-from resnet_tf.data.dataset import load_dataset
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing, write_json
 from resnet_tf.folding import fold_batch_norm

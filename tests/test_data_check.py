@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.image_check import check_images
-from resnet_tf.data.image_folder import ImageFiles, read_folder
+from resnet_tf.data.image_folder import ImageFiles, read_folder, read_list
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_list import read_list
 from resnet_tf.data.loader import FileSource
 from resnet_tf.errors import UserError
 from tests.test_images import CMYK, encoded, exif

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from resnet_tf.data.image_folder import ImageFiles
+from resnet_tf.data.image_folder import ImageFiles, find_images
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes
-from resnet_tf.data.image_list import find_images
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
-from resnet_tf.pretrained.download import cache_folder
+from resnet_tf.pretrained.zoo import cache_folder
 
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 2, "opencv": cv2.__version__}

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_tf.data.arrays import Channels, channel_histograms, histogram_statistics
+from resnet_tf.data.dataset import Channels, channel_histograms, histogram_statistics
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import Pixels, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf.config import TrainConfig, default_augmentation
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function
 from resnet_tf.data.dataset import (
     Dataset,
@@ -17,7 +18,6 @@ from resnet_tf.data.dataset import (
     channel_statistics,
     fingerprint,
     is_image_dataset,
-    load_dataset,
     stratified_split,
 )
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
