@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from resnet_tf.errors import UserError
     from resnet_tf.export import export_model
     from resnet_tf.fitting import train
-    from resnet_tf.folding import fold_batch_norm
-    from resnet_tf.fused import fused_view
+    from resnet_tf.fused import fold_batch_norm, fused_view
     from resnet_tf.inference import EvalMetrics
     from resnet_tf.models.blocks import bottleneck_block, residual_block
     from resnet_tf.models.cifar import cifar_resnet
@@ -52,7 +51,7 @@ _HOMES = {
     "evaluate": "scoring",
     "export_model": "export",
     "feature_extractor": "models.layers",
-    "fold_batch_norm": "folding",
+    "fold_batch_norm": "fused",
     "fused_view": "fused",
     "imagenet_resnet": "models.imagenet",
     "list_models": "models.registry",

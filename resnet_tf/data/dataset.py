@@ -1,4 +1,4 @@
-"""Data sets in memory (splitting, digests, channel statistics) and the names that data go by."""
+"""Data sets in memory (splitting, digests) and the names that data go by."""
 
 import hashlib
 import math
@@ -15,8 +15,6 @@ IMAGE_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
 ON_BAD = ("stop", "skip")
 # Keeps the split's random numbers apart from every other generator that is keyed by the same seed.
 _SPLIT_STREAM = 0x5B11
-# np.bincount widens its input to 64 bits, so the images are counted in pieces.
-_IMAGES_PER_HISTOGRAM = 1024
 
 Channels = tuple[float, ...]
 
@@ -88,31 +86,6 @@ def _validation_count(size: float, total: int) -> int:
             f"invalid validation size {size} of {total} images; expected a fraction in [0, 1) or a number of images"
         )
     return count
-
-
-def channel_statistics(images: np.ndarray) -> tuple[Channels, Channels]:
-    """Mean and population standard deviation of each channel of (N, H, W, C) uint8 images, in units of 0–255."""
-    starts = range(0, len(images), _IMAGES_PER_HISTOGRAM)
-    pieces = [channel_histograms(images[start : start + _IMAGES_PER_HISTOGRAM]) for start in starts]
-    return histogram_statistics(np.sum(pieces, axis=0))
-
-
-def channel_histograms(images: np.ndarray) -> np.ndarray:
-    """How often each channel of (N, H, W, C) uint8 images has each level, int64 (C, 256)."""
-    return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[3])])
-
-
-def histogram_statistics(histograms: np.ndarray) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel from its histogram (C, 256); only the last division rounds."""
-    means, deviations = [], []
-    # Python's integers do not overflow where total * squares would.
-    for counts in histograms.tolist():
-        total = sum(counts)
-        first = sum(level * count for level, count in enumerate(counts))
-        squares = sum(level * level * count for level, count in enumerate(counts))
-        means.append(first / total)
-        deviations.append(math.sqrt((total * squares - first * first) / (total * total)))
-    return tuple(means), tuple(deviations)
 
 
 def is_image_dataset(name: str) -> bool:
