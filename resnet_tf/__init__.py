@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from resnet_tf.data.dataset import Dataset, Split, load_dataset
+    from resnet_tf.data.cifar import load_dataset
+    from resnet_tf.data.dataset import Dataset, Split
     from resnet_tf.errors import UserError
     from resnet_tf.export import export_model
     from resnet_tf.fitting import train
-    from resnet_tf.folding import fold_batch_norm
-    from resnet_tf.fused import fused_view
+    from resnet_tf.fused import fold_batch_norm, fused_view
     from resnet_tf.inference import EvalMetrics
     from resnet_tf.models.blocks import bottleneck_block, residual_block
     from resnet_tf.models.cifar import cifar_resnet
-    from resnet_tf.models.features import feature_extractor
     from resnet_tf.models.imagenet import imagenet_resnet
+    from resnet_tf.models.layers import feature_extractor
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.prediction import Prediction, predict
     from resnet_tf.pretrained.zoo import list_weights
@@ -50,13 +50,13 @@ _HOMES = {
     "cifar_resnet": "models.cifar",
     "evaluate": "scoring",
     "export_model": "export",
-    "feature_extractor": "models.features",
-    "fold_batch_norm": "folding",
+    "feature_extractor": "models.layers",
+    "fold_batch_norm": "fused",
     "fused_view": "fused",
     "imagenet_resnet": "models.imagenet",
     "list_models": "models.registry",
     "list_weights": "pretrained.zoo",
-    "load_dataset": "data.dataset",
+    "load_dataset": "data.cifar",
     "make_train_step": "training.step",
     "predict": "prediction",
     "read_iterations": "training.logs",

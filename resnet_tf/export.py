@@ -14,11 +14,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.config import FORMATS, QUANTIZATIONS
-from resnet_tf.data.dataset import load_dataset
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing, write_json
-from resnet_tf.folding import fold_batch_norm
-from resnet_tf.fused import fused_view
+from resnet_tf.fused import fold_batch_norm, fused_view
 from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
 from resnet_tf.process import suppress_output
 from resnet_tf.saving import open_model

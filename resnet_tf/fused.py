@@ -1,4 +1,4 @@
-"""A second, faster graph over the variables of a Keras model.
+"""Faster graphs of a Keras model: `fused_view` over its own variables, `fold_batch_norm` on a copy for inference.
 
 Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped convolutions on the CPU in
 XLA. The view computes both with TensorFlow's own kernels, in the precision of the run, over the very variables of the
@@ -6,10 +6,11 @@ stock model. Run the view, save the model: nothing is copied, and the saved file
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -21,13 +22,8 @@ POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
 # (normalization of the input, global pooling, classifier, unknown layers) stays in float32.
 _ELEMENTWISE = (
-    layers.Activation,
-    layers.Add,
-    layers.AveragePooling2D,
-    layers.Concatenate,
-    layers.MaxPooling2D,
-    layers.ReLU,
-    layers.ZeroPadding2D,
+    *(layers.Activation, layers.Add, layers.AveragePooling2D, layers.Concatenate),
+    *(layers.MaxPooling2D, layers.ReLU, layers.ZeroPadding2D),
 )
 
 
@@ -54,15 +50,8 @@ class _FusedBatchNormalization(_View):
         bn = self.stock
         gamma, beta = tf.convert_to_tensor(bn.gamma), tf.convert_to_tensor(bn.beta)
         if not (training and bn.trainable):
-            return tf.compat.v1.nn.fused_batch_norm(
-                x,
-                gamma,
-                beta,
-                mean=tf.convert_to_tensor(bn.moving_mean),
-                variance=tf.convert_to_tensor(bn.moving_variance),
-                epsilon=bn.epsilon,
-                is_training=False,
-            )[0]
+            mean, variance = tf.convert_to_tensor(bn.moving_mean), tf.convert_to_tensor(bn.moving_variance)
+            return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, bn.epsilon, is_training=False)[0]
         if self.sync_bn:
             y, mean, variance = synchronized_batch_norm(x, gamma, beta, bn.epsilon)
         else:
@@ -138,9 +127,8 @@ def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
 def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
-    Works on any functional or sequential Keras model. What cannot be fused (batch normalization over other
-    axes, without scale or center, synchronized or renormalized, or layers that the model itself
-    pins to another dtype) runs as it stands. `model` is not changed; train the view and save `model`.
+    What cannot be fused (batch normalization over other axes, without scale or center, synchronized or renormalized,
+    or layers that the model itself pins to another dtype) runs as it stands. Train the view and save `model`.
 
     Args:
         model: functional or built sequential model, made under the float32 policy.
@@ -165,10 +153,8 @@ def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = Fals
     if isinstance(model, keras.Sequential) and model.built:
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise UserError(
-            f"the fused view needs a functional or built sequential keras.Model, not {type(model).__name__}",
-            argument="model",
-        )
+        found = type(model).__name__
+        raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
     outputs = set(model.output_names)
 
     def view(layer: layers.Layer) -> layers.Layer:
@@ -226,3 +212,90 @@ def synchronized_batch_norm(
 def _over_replicas(mean: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """A float32 copy of a functional model whose convolutions take over the normalization that directly follows them.
+
+    It has its own variables and the same layer names, and agrees with `model` in inference to rounding.
+    """
+    # In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where the
+    # normalization is the only reader of a linear convolution; in pre-activation units that is every normalization but
+    # the first, which has an addition before it and stays.
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        raise UserError(f"folding needs a functional keras.Model, not {type(model).__name__}", argument="model")
+    with recursion_limit(len(model.layers)):
+        pairs = _foldable(model)
+    folded_norms = {norm.name for norm in pairs.values()}
+
+    def copy(layer: layers.Layer) -> layers.Layer:
+        if isinstance(layer, keras.Model):
+            return fold_batch_norm(layer)
+        config = layer.get_config()
+        if isinstance(layer, layers.Layer) and layer.dtype_policy.name != "float32":
+            config["dtype"] = "float32"
+        if layer.name in pairs:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def call(layer: layers.Layer, *arguments: Any, **options: Any) -> Any:
+        return arguments[0] if layer.name in folded_norms else layer(*arguments, **options)
+
+    with recursion_limit(len(model.layers)):
+        folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    for layer in folded.layers:
+        if layer.name in pairs:
+            layer.set_weights(_merged(model.get_layer(layer.name), pairs[layer.name]))
+        elif layer.weights and not isinstance(layer, keras.Model):
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return folded
+
+
+def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
+    """The normalization that each convolution can take over, by the convolution's name."""
+    # The config of a new model has the calls between these inputs and outputs only; a layer may have been called in
+    # other models too, such as a fused view.
+    config = keras.Model(model.inputs, model.outputs).get_config()
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
+    readers: dict[str, list[str]] = {}
+    for name, nodes in calls.items():
+        for source in _source_layers(nodes):
+            readers.setdefault(source, []).append(name)
+    by_name = {layer.name: layer for layer in model.layers}
+    pairs = {}
+    for layer in model.layers:
+        if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
+            continue
+        after = readers.get(layer.name, [])
+        if len(calls[layer.name]) != 1 or len(after) != 1 or layer.name in model.output_names:
+            continue
+        norm = by_name.get(after[0])  # None for an operation that is no layer
+        if len(calls[after[0]]) == 1 and _over_channels(norm, layer):
+            pairs[layer.name] = norm
+    return pairs
+
+
+def _source_layers(arguments: Any) -> Iterator[str]:
+    """The layer that each tensor in the arguments of a call comes from, as `get_config` writes them."""
+    if isinstance(arguments, dict) and arguments.get("class_name") == "__keras_tensor__":
+        yield arguments["config"]["keras_history"][0]
+    elif isinstance(arguments, dict | list | tuple):
+        for item in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from _source_layers(item)
+
+
+def _over_channels(norm: layers.Layer | None, conv: layers.Conv2D) -> bool:
+    channels = (-1, 3) if conv.data_format == "channels_last" else (1, -3)
+    return norm is not None and type(norm) is layers.BatchNormalization and norm.axis in channels
+
+
+def _merged(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
+    """Kernel and bias, float32, of a convolution followed by a normalization in inference."""
+    mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
+    scale = 1.0 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale = scale * np.asarray(norm.gamma, np.float64)
+    bias = np.asarray(conv.bias, np.float64) if conv.use_bias else 0.0
+    bias = (bias - mean) * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
+    kernel = np.asarray(conv.kernel, np.float64) * scale
+    return [kernel.astype(np.float32), bias.astype(np.float32)]

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf.config import PRECISIONS
-from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset, load_dataset
+from resnet_tf.data.cifar import load_dataset
+from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import ArraySource, Subset

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from resnet_tf.config import make_config
-from resnet_tf.data.dataset import load_dataset
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fitting import train
 from resnet_tf.training.callbacks import StopTraining

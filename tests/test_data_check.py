@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.image_check import check_images
-from resnet_tf.data.image_folder import ImageFiles, read_folder
+from resnet_tf.data.image_folder import ImageFiles, read_folder, read_list
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_list import read_list
 from resnet_tf.data.loader import FileSource
 from resnet_tf.errors import UserError
 from tests.test_images import CMYK, encoded, exif
@@ -213,7 +212,7 @@ def test_too_little_to_train_on(tmp_path):
     clean_tree(tmp_path)
     write(tmp_path / "x.jpg", b"")
     found = splits_of(tmp_path, train=["cat/0.jpg cat", "cat/2.jpg cat", "x.jpg dog"])
-    with pytest.raises(UserError, match=r"of 3 training images, 2 can be used, of 1 classes"):
+    with pytest.raises(UserError, match=r"2 of 3 training images can be used, of 1 classes"):
         check_images(found, on_bad="skip")
 
 

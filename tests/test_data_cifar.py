@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.data import cifar, cifar_files
-from resnet_tf.data.cifar import load_cifar
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import fingerprint
 from resnet_tf.errors import UserError
 
@@ -104,7 +104,7 @@ def check(data, names, classes):
 
 def refused(place, *words, kind="cifar10"):
     with pytest.raises(UserError) as caught:
-        load_cifar(kind, place)
+        load_dataset(kind, place)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -124,16 +124,16 @@ def test_every_form_is_read(tmp_path, version, kind, names, classes, form):
         archive = write_tar(tmp_path / "d" / (f"{kind.replace('r', 'r-')}-{version}.tar.gz"), files)
         place = archive if form == "archive" else archive.parent
     before = sorted(tmp_path.rglob("*"))
-    data = load_cifar(kind, str(place))
+    data = load_dataset(kind, str(place))
     check(data, names, classes)
     assert (data.name, data.source) == (kind, "unrecognized copy")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_known_class_names(tmp_path):
-    ten = load_cifar("cifar10", write_folder(tmp_path / "ten", official())).class_names
+    ten = load_dataset("cifar10", write_folder(tmp_path / "ten", official())).class_names
     assert ten == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    hundred = load_cifar("cifar100", write_folder(tmp_path / "hundred", official("cifar100"))).class_names
+    hundred = load_dataset("cifar100", write_folder(tmp_path / "hundred", official("cifar100"))).class_names
     assert [hundred[k] for k in (0, 19, 49, 71, 99)] == ["apple", "cattle", "mountain", "sea", "worm"]
     assert list(hundred) == sorted(hundred)
 
@@ -147,7 +147,7 @@ def test_files_pickled_anew_by_python_3(tmp_path, protocol, key):
         data_key = b"data" if isinstance(key, bytes) else "data"
         batch = {key: labels.tolist(), data_key: np.asfortranarray(rows) if protocol == 3 else rows}
         (place / name).write_bytes(pickle.dumps(batch, protocol))
-    check(load_cifar("cifar10", tmp_path), CIFAR10, 10)
+    check(load_dataset("cifar10", tmp_path), CIFAR10, 10)
 
 
 def test_the_original_is_known_by_the_files_md5(tmp_path, monkeypatch):
@@ -157,14 +157,14 @@ def test_the_original_is_known_by_the_files_md5(tmp_path, monkeypatch):
     sums = tuple(hashlib.md5(raw).hexdigest() for raw in files.values())
     kind = cifar.KINDS["cifar100"]
     monkeypatch.setitem(cifar.KINDS, "cifar100", type(kind)(**{**vars(kind), "md5": sums}))
-    assert load_cifar("cifar100", write_folder(tmp_path, files)).source == "original"
+    assert load_dataset("cifar100", write_folder(tmp_path, files)).source == "original"
 
 
 def test_the_jpeg_copy_is_known_by_its_test_images(tmp_path, monkeypatch):
     write_folder(tmp_path, official())
-    known = fingerprint(load_cifar("cifar10", tmp_path).test)
+    known = fingerprint(load_dataset("cifar10", tmp_path).test)
     monkeypatch.setattr(cifar, "JPEG_TEST_FINGERPRINT", known)
-    assert load_cifar("cifar10", tmp_path).source == "JPEG copy"
+    assert load_dataset("cifar10", tmp_path).source == "JPEG copy"
 
 
 def test_unknown_name_and_places_without_data(tmp_path):
@@ -181,7 +181,7 @@ def test_missing_batch(tmp_path):
     refused(write_folder(tmp_path / "folder", files), "lacks data_batch_3", str(tmp_path / "folder"))
     refused(write_tar(tmp_path / "some.tar.gz", files), "lacks data_batch_3", "some.tar.gz")
     write_tar(tmp_path / "folder" / "cifar-10-python.tar.gz", official())
-    check(load_cifar("cifar10", tmp_path / "folder"), CIFAR10, 10)
+    check(load_dataset("cifar10", tmp_path / "folder"), CIFAR10, 10)
 
 
 def spoil(tmp_path, raw, name="cifar-10-batches-py/data_batch_2", version="python"):
@@ -316,7 +316,7 @@ def test_keras_cache_is_read_and_left_alone(tmp_path, keras, form):
     else:
         write_folder(cache, {form + name: raw for name, raw in official().items()})
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
-    check(load_cifar("cifar10"), CIFAR10, 10)
+    check(load_dataset("cifar10"), CIFAR10, 10)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
     assert keras.calls == []
 
@@ -355,7 +355,7 @@ def test_a_download_is_kept_under_keras_own_name(tmp_path, keras):
         return shutil.copy(made, path)
 
     keras.utils.get_file = get_file
-    check(load_cifar("cifar100"), CIFAR100, 100)
+    check(load_dataset("cifar100"), CIFAR100, 100)
     assert [path.name for path in (tmp_path / "keras" / "datasets").iterdir()] == ["cifar-100-python-target_archive"]
     del keras.utils.get_file
-    check(load_cifar("cifar100"), CIFAR100, 100)
+    check(load_dataset("cifar100"), CIFAR100, 100)

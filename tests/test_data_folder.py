@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.dataset import is_image_dataset
-from resnet_tf.data.image_folder import ImageFiles, natural_order, read_folder
-from resnet_tf.data.image_list import find_images, read_list
+from resnet_tf.data.image_folder import ImageFiles, find_images, natural_order, read_folder, read_list
 from resnet_tf.errors import UserError
 
 

@@ -227,24 +227,6 @@ def test_a_batch_larger_than_the_data_names_both_numbers():
         TrainLoader(random_source(), NoTransform(), batch_size=128, seed=0, indices=np.arange(100))
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"workers": 0}, {"ahead": 0}, {"seed": -1}])
-def test_numbers_out_of_range_are_the_users(bad):
-    name, number = next(iter(bad.items()))
-    with pytest.raises(UserError, match=f"{name.replace('_', ' ')} is {number}"):
-        TrainLoader(random_source(), NoTransform(), **{"batch_size": 8, "seed": 0} | bad)
-
-
-@pytest.mark.parametrize("indices", [[0, 0, 1], [-1, 2], [0, COUNT], [0.5, 1.0], [[0, 1]]])
-def test_indices_must_be_distinct_indices_of_the_source(indices):
-    with pytest.raises(ValueError, match="indices"):
-        TrainLoader(random_source(), NoTransform(), batch_size=1, seed=0, indices=indices)
-
-
-def test_negative_steps_are_refused():
-    with pytest.raises(ValueError, match="step is -1"):
-        TrainLoader(random_source(), NoTransform(), batch_size=8, seed=0).batch(-1)
-
-
 @pytest.mark.parametrize(
     ("images", "labels"),
     [

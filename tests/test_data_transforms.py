@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from resnet_tf.data import image_ops as color
-from resnet_tf.data.dataset import channel_statistics
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
 from resnet_tf.data.image_ops import BOX_DRAWS, ResizeCenterCrop, crop, flip, random_box, resize, rotate
@@ -444,6 +443,7 @@ def test_statistics_are_those_of_images_in_memory():
     small = np.random.default_rng(0).integers(0, 200, (150, 4, 4, 3), dtype=np.uint8)
     chosen = np.arange(0, 150, 2)
     source = ArraySource(small, np.zeros(150, np.int32))
-    assert source_statistics(source, chosen) == channel_statistics(small[chosen])
+    chosen_alone = ArraySource(small[chosen], np.zeros(75, np.int32))
+    assert source_statistics(source, chosen) == source_statistics(chosen_alone, np.arange(75), workers=3)
     with pytest.raises(UserError, match="no images"):
         source_statistics(source, chosen[:0])

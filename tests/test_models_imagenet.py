@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from resnet_tf.fused import fused_view
 from resnet_tf.models import imagenet
-from resnet_tf.models.features import feature_extractor, stage_outputs
 from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models.layers import feature_extractor, stage_outputs
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model
 
 # Parameters of torchvision's networks as its documentation states them; those of version 2 are pytorchcv's
@@ -216,7 +216,7 @@ def test_raw_pixels(small):
         ({"groups": 0}, "must be at least 1"),
         ({"classes": 0}, "must be at least 1"),
         ({"groups": 3, "width_per_group": 0}, "must be at least 1"),
-        ({"replace_stride_with_dilation": (True, False)}, "needs three truth values"),
+        ({"replace_stride_with_dilation": (True, False)}, "needs a truth value"),
         ({"stride_on": "2x2"}, "stride_on='2x2' is not known; allowed: '3x3', '1x1'"),
         ({"pooling": "mean"}, "pooling='mean' is not known"),
         ({"input_shape": (31, 224, 3)}, "sides of at least 32"),

@@ -16,7 +16,7 @@ from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import build_model
-from resnet_tf.pretrained import download as published
+from resnet_tf.pretrained import zoo as published
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.zoo import imagenet_classes
 from tests.test_pretrained_torch import FIXTURES, Hostile, archive
@@ -72,8 +72,8 @@ def test_offline_one_line_says_which_file_to_put_where(net):
     with pytest.raises(UserError) as error:
         build_model("resnet18", weights="imagenet")
     assert str(error.value) == (
-        f"{net.file.name} is not in {net.file.parent}, and could not be fetched (Name or service not known); "
-        f"fetch https://download.pytorch.org/models/{net.file.name} where there is a network, and put it at {net.file}"
+        f"{net.file.name} could not be fetched (Name or service not known); "
+        f"put https://download.pytorch.org/models/{net.file.name} at {net.file}"
     )
     shutil.copy(FIXTURES / "resnet18.pth", net.file)
     build_model("resnet18", weights="imagenet", classes=7)
@@ -181,12 +181,10 @@ def test_a_file_with_more_than_the_model_has(tmp_path):
 
 
 def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(UserError, match="does not exist; give 'imagenet' or the path of a file"):
+    with pytest.raises(UserError, match="does not exist; give 'imagenet' or a file's path"):
         cifar_resnet(8, weights="imagnet")
     (tmp_path / "m.h5").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"is of an unknown kind; allowed: 'imagenet', \.pt, \.pth, \.th, \.safetensors"
-    ):
+    with pytest.raises(UserError, match=r"is not known; allowed: 'imagenet', \.pt, \.pth, \.th, \.safetensors"):
         cifar_resnet(8, weights=str(tmp_path / "m.h5"))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from resnet_tf.cli import train
 from resnet_tf.cli.command import Parser, integers
 from resnet_tf.config import TrainConfig, make_config
-from resnet_tf.data.dataset import check_name, fingerprint, load_dataset
+from resnet_tf.data.cifar import load_dataset
+from resnet_tf.data.dataset import check_name, fingerprint
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.reports.results_page import PAGE, results_page

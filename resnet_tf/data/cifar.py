@@ -1,7 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the official files: folder or archive, Python or binary version, or Keras' cache.
-
-Nothing is extracted to disk, no file of the user's is changed, and nothing that a file holds is executed.
-"""
+"""Load data sets by name: CIFAR-10 and CIFAR-100 from the official files or Keras' cache, and the built-in shapes."""
 
 import os
 import tempfile
@@ -10,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_tf.data.arrays import Dataset, Split, fingerprint
 from resnet_tf.data.cifar_files import KINDS, CifarFile, CifarInfo, read_archive, read_folder, short
+from resnet_tf.data.dataset import DATASETS, Dataset, Split, fingerprint
 from resnet_tf.errors import UserError
 
 # Fingerprint of the test split of the copy whose images went through JPEG at quality 75 (repository
@@ -19,14 +16,28 @@ from resnet_tf.errors import UserError
 JPEG_TEST_FINGERPRINT = "9959d7571dd5e1cd3a8c4c2a8924c9f4acdc6e00e0178e75d559ef1f1b198261"
 
 
-def load_cifar(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load "cifar10" or "cifar100" (fine labels): 50,000 + 10,000 images (N, 32, 32, 3) uint8 RGB, labels int32.
+def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load a data set into memory.
 
-    `data_dir` is, or holds, the official folder or archive; None reads Keras' cache ($KERAS_HOME or ~/.keras), or
-    downloads into it. `source` is "original", "JPEG copy" or "unrecognized copy" (always so for the binary version).
+    Args:
+        name: "cifar10", "cifar100" (fine labels) or "shapes" (drawn on the spot).
+        data_dir: folder or archive with CIFAR; None looks into Keras' cache, then downloads.
+
+    Returns:
+        Images uint8 (N, H, W, C) and labels int32 (N,) to train and to test on. The `source` of CIFAR is "original",
+        "JPEG copy" or "unrecognized copy" (always so for the binary version).
+
+    Raises:
+        UserError: the name is not known, the files are not there, or they are damaged.
     """
+    if name == "shapes":
+        if data_dir is not None:
+            raise UserError("data_dir=… does not go with dataset='shapes', which is drawn on the spot; leave it out")
+        from resnet_tf.data.shapes import load_shapes
+
+        return load_shapes()
     if name not in KINDS:
-        raise UserError(f"unknown CIFAR data set {name!r}; choose one of {', '.join(KINDS)}")
+        raise UserError(f"dataset={name!r} is not known; allowed: {', '.join(DATASETS)}")
     info = KINDS[name]
     try:
         files = _given(info, Path(data_dir).expanduser()) if data_dir is not None else _cached(info)
@@ -36,18 +47,15 @@ def load_cifar(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dat
     *train, test = files
     images = np.concatenate([file.split.images for file in train])
     labels = np.concatenate([file.split.labels for file in train])
-    return Dataset(name, _source(info, files), info.class_names, Split(images, labels), test.split)
-
-
-def _source(info: CifarInfo, files: list[CifarFile]) -> str:
-    if tuple(file.md5 for file in files) == info.md5:
-        return "original"
-    return "JPEG copy" if fingerprint(files[-1].split) == JPEG_TEST_FINGERPRINT else "unrecognized copy"
+    source = "original"
+    if tuple(file.md5 for file in files) != info.md5:
+        source = "JPEG copy" if fingerprint(test.split) == JPEG_TEST_FINGERPRINT else "unrecognized copy"
+    return Dataset(name, source, info.class_names, Split(images, labels), test.split)
 
 
 def _given(info: CifarInfo, place: Path) -> list[CifarFile]:
     if not place.exists():
-        raise UserError(f"{place} does not exist; give a folder or an archive that holds {info.title}")
+        raise UserError(f"{place} does not exist; give a folder or an archive of {info.title}")
     if place.is_file():
         return read_archive(info, place)
     read = _look_in(info, place)
@@ -83,12 +91,11 @@ def _cached(info: CifarInfo) -> list[CifarFile]:
 
 
 def _download(info: CifarInfo, home: Path) -> Path:
-    """Let Keras download the archive under a name of our own, then give it the one that Keras knows.
-
-    Keras deletes a file of the wrong checksum when the download of its replacement fails, which may be the user's.
-    """
+    """Let Keras download the archive."""
     import keras
 
+    # Under a name of our own first: Keras deletes a file of the wrong checksum, which may be the user's, even when the
+    # download of its replacement fails.
     try:
         home.mkdir(parents=True, exist_ok=True)
         partial = Path(
@@ -102,7 +109,7 @@ def _download(info: CifarInfo, home: Path) -> Path:
     # Keras raises a bare Exception when there is no network.
     except Exception as error:
         raise UserError(
-            f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give the folder or "
-            "archive that holds it as the data folder (data_dir=…), or use the built-in data (dataset='shapes')"
+            f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give its folder or "
+            "archive as data_dir=…, or use the built-in data (dataset='shapes')"
         ) from error
     return partial.rename(partial.with_suffix(""))

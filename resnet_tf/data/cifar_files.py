@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_tf.data.arrays import Split
+from resnet_tf.data.dataset import Split
 from resnet_tf.errors import UserError
 
 

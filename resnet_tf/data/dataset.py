@@ -1,15 +1,91 @@
-"""The data sets by name: CIFAR, the built-in shapes, and image folders and lists."""
+"""Data sets in memory (splitting, digests) and the names that data go by."""
 
-import os
+import hashlib
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.data.arrays import Dataset, Split, channel_statistics, fingerprint, stratified_split  # noqa: F401
+import numpy as np
+
 from resnet_tf.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 IMAGE_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
 ON_BAD = ("stop", "skip")
+# Keeps the split's random numbers apart from every other generator that is keyed by the same seed.
+_SPLIT_STREAM = 0x5B11
+
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images (N, H, W, C) uint8 RGB with their labels (N,) int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images in memory, to train on and, where there are such, to test and validate on.
+
+    Attributes:
+        name: what the data set is called.
+        source: in words, which variant of it this is ("original", "built-in").
+        class_names: names of the classes in the order of their labels.
+        train: images to train on, part of which is kept for validation where there is no `validation`.
+        test: images to test on, or None.
+        validation: images to validate on, or None.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split | None = None
+    validation: Split | None = None
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256, in hex, of the shape, the pixels and the labels; equal only for the same images in the same order."""
+    digest = hashlib.sha256(repr((split.images.shape, str(split.images.dtype))).encode())
+    digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(np.ascontiguousarray(split.labels, dtype="<i4").data)
+    return digest.hexdigest()
+
+
+def stratified_split(labels: np.ndarray, validation_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split 0 … N-1 into sorted (train_indices, validation_indices), each class in proportion.
+
+    `validation_size` is a fraction in [0, 1), or a count; counts per class are rounded by largest remainder.
+    """
+    labels = np.asarray(labels)
+    total = _validation_count(validation_size, len(labels))
+    _, classes, class_sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    counts, remainders = np.divmod(total * class_sizes, max(len(labels), 1))
+    counts[np.argsort(-remainders, kind="stable")[: total - counts.sum()]] += 1
+    rng = np.random.default_rng([seed, _SPLIT_STREAM])
+    held_out = np.zeros(len(labels), bool)
+    for index, count in enumerate(counts):
+        held_out[rng.permutation(np.flatnonzero(classes == index))[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _validation_count(size: float, total: int) -> int:
+    is_count = isinstance(size, (int, np.integer))
+    valid = not isinstance(size, bool) and size >= 0 and (is_count or size < 1)
+    count = (int(size) if is_count else math.floor(size * total + 0.5)) if valid else -1
+    # A fraction of less than one image, and a count that leaves none to train on, are no good either.
+    if count < 0 or (count == 0 and size > 0) or (count > 0 and count >= total):
+        raise UserError(
+            f"invalid validation size {size} of {total} images; expected a fraction in [0, 1) or a number of images"
+        )
+    return count
 
 
 def is_image_dataset(name: str) -> bool:
@@ -31,29 +107,3 @@ def short_name(name: str) -> str:
         return name
     place = Path(name.partition(":")[2].partition(",")[0].strip()).absolute()
     return place.stem if name.startswith("list:") else place.name
-
-
-def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a data set into memory.
-
-    Args:
-        name: "cifar10", "cifar100" or "shapes" (drawn on the spot).
-        data_dir: folder or archive with CIFAR; None looks into Keras' cache, then downloads.
-
-    Returns:
-        Images uint8 (N, H, W, C) and labels int32 (N,) to train and to test on.
-
-    Raises:
-        UserError: the name is not known, the files are not there, or they are damaged.
-    """
-    if name == "shapes":
-        if data_dir is not None:
-            raise UserError("data_dir=… does not go with dataset='shapes', which is drawn on the spot; leave it out")
-        from resnet_tf.data.shapes import load_shapes
-
-        return load_shapes()
-    if name in ("cifar10", "cifar100"):
-        from resnet_tf.data.cifar import load_cifar
-
-        return load_cifar(name, None if data_dir is None else os.fspath(data_dir))
-    raise UserError(f"dataset={name!r} is not known; allowed: {', '.join(DATASETS)}")

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from resnet_tf.data.image_folder import ImageFiles
+from resnet_tf.data.image_folder import ImageFiles, find_images
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes
-from resnet_tf.data.image_list import find_images
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
-from resnet_tf.pretrained.download import cache_folder
+from resnet_tf.pretrained.zoo import cache_folder
 
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 2, "opencv": cv2.__version__}
@@ -38,7 +37,6 @@ class FileCheck:
 
 
 def check_image(path: str) -> FileCheck:
-    """Read and decode a file."""
     digest = ""
     try:
         data = read_bytes(path)
@@ -60,7 +58,6 @@ class CheckCache:
             self._known = _read_cache(path) if path else {}
 
     def get(self, path: str) -> FileCheck | None:
-        """The check of a file that has not changed since, or None."""
         known = self._known.get(os.path.abspath(path))
         return known[1] if known and known[0] == _size_and_time(path) else None
 
@@ -134,10 +131,8 @@ def check_images(
 ) -> CheckResult:
     """Decode every file once, in threads and behind a progress bar, and sort out what cannot be trained on.
 
-    Issues are files that cannot be decoded, files with the content of another, and classes with one or no training
-    image. "stop" raises UserError where there is any; "skip" leaves out all files with issues but one of each set of
-    copies (see `_PRECEDENCE`), and drops classes without training images. `cache` is the file of a `CheckCache`;
-    `threads` is by default one per core.
+    Where there are any issues, `on_bad` "stop" raises UserError; "skip" leaves out what cannot be decoded, all but one
+    of each set of copies (see `_PRECEDENCE`) and classes without training images.
     """
     checks = _check_files({path for files in splits.values() for path in files.paths}, CheckCache(cache), threads)
     issues: list[ImageIssue] = []
@@ -152,8 +147,8 @@ def check_images(
         )
     if "train" in kept and len(kept["train"].class_names) < 2:
         raise UserError(
-            f"of {len(splits['train'])} training images, {len(kept['train'])} can be used, of "
-            f"{len(kept['train'].class_names)} classes; training needs images of two classes or more"
+            f"{len(kept['train'])} of {len(splits['train'])} training images can be used, of "
+            f"{len(kept['train'].class_names)} classes; training needs two classes"
             + (f": {issues[0]}" if issues else "")
         )
     return CheckResult(kept, tuple(issues), {split: _fingerprint(files, checks) for split, files in kept.items()})
@@ -239,13 +234,10 @@ def _fingerprint(files: ImageFiles, checks: Mapping[str, FileCheck]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Files that can be decoded, by split ("train", and "validation" and "test" where there are such).
-
-    `source` says in words where they are from; `fingerprint` is one of the content of what is trained and validated on.
-    """
+    """Files that can be decoded, by split, and a digest of the content of what is trained and validated on."""
 
     name: str
-    source: str
+    source: str  # in words
     class_names: tuple[str, ...]
     files: dict[str, ImageFiles]
     fingerprint: str
@@ -254,25 +246,32 @@ class ImageDataset:
 def open_image_dataset(name: str, on_bad: str, log: Callable[[str], None]) -> ImageDataset:
     """Find the images of "folder:PATH" or "list:…" and check them; `log` is told how many, and what was left out."""
     result = _check_with_cache(find_images(name), on_bad)
-    _report(result, log)
+    classes = result.kept["train"].class_names
+    log(
+        f"own images: {', '.join(f'{len(files)} for {split}' for split, files in result.kept.items())}; "
+        f"{len(classes)} classes"
+    )
+    if result.issues:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in result.counts().items())
+        log(f"left out or doubtful, by on_bad_image='skip': {len(result.issues)} ({kinds})")
+        for issue in result.issues[:_SHOWN]:
+            log(f"  {issue}")
+        if len(result.issues) > _SHOWN:
+            log(f"  … and {len(result.issues) - _SHOWN} more")
     digests = [result.fingerprints[split] for split in ("train", "validation") if split in result.fingerprints]
     fingerprint = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return ImageDataset(name, "own images", result.kept["train"].class_names, result.kept, fingerprint)
+    return ImageDataset(name, "own images", classes, result.kept, fingerprint)
 
 
 def images_to_test(name: str, named: bool, on_bad: str, class_names: Sequence[str] | None) -> ImageFiles:
-    """Find and check the images to evaluate a model on: the test images, or all where there are no splits.
+    """Find and check the images to test a model of `class_names` on (None: not known).
 
-    `named` says that the user named them for this evaluation and not for the training; `class_names` are the model's,
-    None where they are not known.
+    These are the test images; where the user `named` images for this evaluation that have no splits, all of them.
     """
     splits = _as_trained(name, class_names) if on_bad == "skip" and not named else find_images(name, class_names)
     split = "train" if named and set(splits) == {"train"} else "test"
     if split not in splits:
-        raise UserError(
-            f"{name} has no test images; name images that the model was not trained on with dataset='folder:PATH' "
-            "or dataset='list:FILE'"
-        )
+        raise UserError(f"{name} has no test images; name others with dataset='folder:PATH' or dataset='list:FILE'")
     kept = _check_with_cache({"test": splits[split]}, on_bad).kept["test"]
     if not len(kept):
         raise UserError(f"none of the {len(splits[split])} images of {name} can be used; fix them")
@@ -287,24 +286,11 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     kept = _check_with_cache(splits, "skip").kept
     if kept["train"].class_names != tuple(class_names):
         raise UserError(
-            f"the images of {name} are of {len(kept['train'].class_names)} classes by now, those that the model was "
-            f"trained on of {len(class_names)}, or of others; name images of its classes with dataset=…"
+            f"the images of {name} are no longer of the {len(class_names)} classes that the model was trained on; "
+            "name images of those with dataset=…"
         )
     return kept
 
 
 def _check_with_cache(splits: dict[str, ImageFiles], on_bad: str) -> CheckResult:
     return check_images(splits, on_bad=on_bad, cache=cache_folder() / "verdicts.json")
-
-
-def _report(result: CheckResult, log: Callable[[str], None]) -> None:
-    counts = ", ".join(f"{len(files)} for {split}" for split, files in result.kept.items())
-    log(f"own images: {counts}; {len(result.kept['train'].class_names)} classes")
-    if not result.issues:
-        return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result.counts().items())
-    log(f"left out or doubtful, by on_bad_image='skip': {len(result.issues)} ({kinds})")
-    for issue in result.issues[:_SHOWN]:
-        log(f"  {issue}")
-    if len(result.issues) > _SHOWN:
-        log(f"  … and {len(result.issues) - _SHOWN} more")

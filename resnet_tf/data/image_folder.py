@@ -1,5 +1,6 @@
-"""Image files by class, as folders hold them."""
+"""Image files by class, from a folder per class, or from lists with a path and a label per line."""
 
+import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +11,21 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_tf.data.dataset import is_image_dataset
 from resnet_tf.data.image_io import SUFFIXES
 from resnet_tf.errors import UserError, some
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+# What the header of a CSV file may call its columns, in any case of letters; other columns are left alone.
+_COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img"),
+    "label": ("label", "class", "class_name", "class_id", "target", "category"),
+}
+# Nine digits fit any machine; what is longer is no count of classes.
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+_LIST_FORM = "list:TRAIN.txt[,[VALID.txt][,TEST.txt]]"
+_LINE_FORM = "a line is a path and a label, with the label as its last field"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,3 +155,142 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a list: where it stands, the path as it is opened, the label as written."""
+
+    where: str
+    path: str
+    label: str
+
+
+def find_images(name: str, class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
+    """Find the images of "folder:PATH" or "list:…" by split, as `read_folder` and `read_list` do."""
+    kind, _, place = name.partition(":")
+    if not is_image_dataset(name) or not place.strip():
+        raise UserError(f"{name!r} names no images; expected folder:PATH or {_LIST_FORM}")
+    if kind == "folder":
+        return read_folder(place, class_names)
+    lists = [path.strip() for path in place.split(",")]
+    if len(lists) > 3 or not lists[0] or not lists[-1]:
+        raise UserError(f"{name!r} names {len(lists)} lists, or an empty one; expected {_LIST_FORM}")
+    validation, test = (*lists[1:], "", "")[:2]
+    return read_list(lists[0], validation or None, test or None, class_names)
+
+
+def read_list(
+    train: str | os.PathLike[str],
+    validation: str | os.PathLike[str] | None = None,
+    test: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, ImageFiles]:
+    """Read lists of images in UTF-8, by split; no image is opened.
+
+    A line is a path, white space, and the label; blank lines and lines that begin with # are comments. A file that
+    ends in .csv, or whose first line is a header, is read as CSV: by the columns of `_COLUMNS`, without a header by
+    the first and the last. Relative paths start from the folder of the list.
+
+    Labels are integers or names, in all lists alike. Names are numbered in natural order. Integers run from 0 without
+    gaps over the training list; they are their own names unless `class_names` gives others.
+    """
+    lists = {"train": train, "validation": validation, "test": test}
+    lines = {split: _read(Path(path).expanduser()) for split, path in lists.items() if path is not None}
+    numbered = _are_integers([line for of_split in lines.values() for line in of_split])
+    names = tuple(class_names) if class_names else _names_of(lines["train"], numbered)
+    # The names of a model that was trained on numbers are numbers, with gaps where it had no images.
+    by_position = numbered and not all(_INTEGER.fullmatch(name) for name in names)
+    index = {name: label for label, name in enumerate(map(str, range(len(names))) if by_position else names)}
+    return {split: _labelled(of_split, index, numbered, names) for split, of_split in lines.items()}
+
+
+def _labelled(lines: list[_Line], index: dict[str, int], numbered: bool, names: tuple[str, ...]) -> ImageFiles:
+    labels = np.empty(len(lines), np.int32)
+    for i, line in enumerate(lines):
+        label = index.get(str(int(line.label)) if numbered else line.label)
+        if label is None:
+            known = list(index)
+            no_gaps = known == list(map(str, range(len(known))))
+            allowed = f"0 to {len(known) - 1}" if no_gaps else some(known)
+            raise UserError(f"{line.where}: invalid label {line.label!r}; expected one of the classes ({allowed})")
+        labels[i] = label
+    return ImageFiles(tuple(line.path for line in lines), labels, names)
+
+
+def _are_integers(lines: list[_Line]) -> bool:
+    numbers = [line for line in lines if _INTEGER.fullmatch(line.label)]
+    names = [line for line in lines if not _INTEGER.fullmatch(line.label)]
+    if numbers and names:
+        raise UserError(
+            f"{numbers[0].where} has the integer label {numbers[0].label}, {names[0].where} the name "
+            f"{names[0].label!r}; label all images one way or the other"
+        )
+    return bool(numbers)
+
+
+def _names_of(lines: list[_Line], numbered: bool) -> tuple[str, ...]:
+    if not numbered:
+        return tuple(natural_order({line.label for line in lines}))
+    labels = sorted({int(line.label) for line in lines})
+    if labels != list(range(len(labels))):
+        raise UserError(
+            f"the {len(labels)} integer labels of the training list run from {labels[0]} to {labels[-1]}; number the "
+            f"classes 0 to {len(labels) - 1} without gaps, or label by name"
+        )
+    return tuple(map(str, labels))
+
+
+def _read(path: Path) -> list[_Line]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(
+            f"the list {path} cannot be read ({error.strerror}); give a text file of paths and labels"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list {path} is not UTF-8 text ({error.reason}); save it in that encoding") from error
+    is_csv = path.suffix.lower() == ".csv" or _columns(text[0].split(",")) is not None
+    try:
+        lines = list(_csv_lines(path, text) if is_csv else _plain_lines(path, text))
+    except csv.Error as error:
+        raise UserError(f"the list {path} is not valid CSV ({error}); write it again") from error
+    if not lines:
+        raise UserError(f"the list {path} names no image; {_LINE_FORM}")
+    return lines
+
+
+def _plain_lines(path: Path, text: list[str]) -> Iterator[_Line]:
+    for number, line in enumerate(text, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.strip().rsplit(maxsplit=1)
+        if len(fields) < 2:
+            raise UserError(f"{path}:{number} has {line.strip()[:80]!r} and no more; {_LINE_FORM}")
+        yield _Line(f"{path}:{number}", str(path.parent / fields[0]), fields[1])
+
+
+def _csv_lines(path: Path, text: list[str]) -> Iterator[_Line]:
+    columns: tuple[int, int] | None = None
+    # Comments become blank lines, which the reader passes over while it goes on counting.
+    reader = csv.reader("" if line.startswith("#") else line for line in text)
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        if columns is None:
+            columns = _columns(fields)
+            if columns is not None:
+                continue
+            columns = (0, -1)
+        where = f"{path}:{reader.line_num}"
+        image, label = (fields[i].strip() if i < len(fields) else "" for i in columns)
+        if len(fields) < 2 or not image or not label:
+            raise UserError(f"{where} lacks a path or a label; each line of this CSV file has both")
+        yield _Line(where, str(path.parent / image), label)
+
+
+def _columns(header: list[str]) -> tuple[int, int] | None:
+    """Where path and label stand by a header's names, or None where it is no header."""
+    names = [name.strip().lower() for name in header]
+    path, label = (next((i for i, name in enumerate(names) if name in _COLUMNS[key]), None) for key in _COLUMNS)
+    return None if path is None or label is None else (path, label)

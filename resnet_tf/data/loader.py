@@ -1,6 +1,7 @@
 """Training and evaluation batches, prepared by background threads."""
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_tf.data.arrays import Channels, channel_histograms, histogram_statistics
+from resnet_tf.data.dataset import Channels
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import Pixels, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop
@@ -29,18 +30,13 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
 class DataSource(Protocol):
-    """N labelled images by index."""
+    """N images uint8 (H, W, C), read by several threads at once, with labels int32 (N,)."""
 
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """The class of every image, int32 (N,)."""
-        ...
+    labels: NDArray[np.int32]
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Pixels:
-        """Image `index` (0 … N−1), uint8 (H, W, C). Called from several threads at once."""
-        ...
+    def image(self, index: int) -> Pixels: ...
 
 
 class ArraySource:
@@ -49,9 +45,9 @@ class ArraySource:
     def __init__(self, images: NDArray[np.uint8], labels: ArrayLike) -> None:
         given = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(f"images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, C)")
+            raise UserError(f"images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, C)")
         if given.dtype.kind not in "iu" or given.shape != images.shape[:1]:
-            raise ValueError(f"labels are {given.dtype} {given.shape}; they must be integers ({len(images)},)")
+            raise UserError(f"labels are {given.dtype} {given.shape}; they must be integers ({len(images)},)")
         self.images = images
         self.labels: NDArray[np.int32] = given.astype(np.int32)
 
@@ -77,9 +73,7 @@ class FileSource:
         try:
             return read_image(path, min_side=self._min_side)
         except UnreadableImageError as error:
-            raise UserError(
-                f"{path} cannot be decoded ({error}), though it is among the images to use; restore it"
-            ) from error
+            raise UserError(f"{path} cannot be decoded ({error}) any more; restore it") from error
 
 
 class ResizedSource:
@@ -107,9 +101,10 @@ def epoch_params(transform: Transform, seed: int, epoch: int, count: int) -> np.
 
 
 class TrainLoader:
-    """Shuffled, augmented batches of a source, each a pure function of its step.
+    """Shuffled, augmented batches of a source, each a pure function of its step; an epoch's rest is left out.
 
-    `steps_per_epoch` is N // B for N training images and batches of B: the rest of an epoch's order is dropped.
+    `workers` threads prepare up to `ahead` batches beyond the one in use. `shard` is (index, count): each of `count`
+    processes reads only its rows of each of the `microbatches` of a batch.
     """
 
     def __init__(
@@ -125,20 +120,9 @@ class TrainLoader:
         shard: tuple[int, int] = (0, 1),
         microbatches: int = 1,
     ) -> None:
-        """Take the images of `source` at `indices` (None for all) in batches of `batch_size`.
-
-        `workers` threads prepare up to `ahead` batches beyond the one in use. `shard` is (index, count): each of
-        `count` processes reads only its rows of each of the `microbatches` of a batch; together they have the batch
-        that one process has.
-        """
-        _check_min(1, batch_size=batch_size, workers=workers, ahead=ahead)
-        _check_min(0, seed=seed)
-        members = _check_indices(indices, len(source))
+        members = np.arange(len(source)) if indices is None else np.asarray(indices)
         if batch_size > len(members):
-            raise UserError(
-                f"the batch size {batch_size} is larger than the {len(members)} training images; "
-                f"choose one of 1 to {len(members)}"
-            )
+            raise UserError(f"the batch size {batch_size} is larger than the {len(members)} training images")
         index, count = shard
         if batch_size % (count * microbatches):
             raise UserError(
@@ -168,8 +152,6 @@ class TrainLoader:
 
     def batch_indices(self, step: int) -> tuple[NDArray[np.int64], np.ndarray]:
         """Which images this process takes in `step`, int64 (B,), and the transform's random numbers, (B, …)."""
-        if step < 0:
-            raise ValueError(f"step is {step}; steps count from 0")
         epoch, position = divmod(step, self.steps_per_epoch)
         order, params = self._epoch(epoch)
         indices = order[position * self.batch_size + self._positions]
@@ -188,10 +170,7 @@ class TrainLoader:
 def _prefetch(
     function: Callable[[int], Batch], arguments: Iterable[int], workers: int, ahead: int
 ) -> Generator[Batch, None, None]:
-    """Yield the results in order, while threads work up to `ahead` calls beyond the one in use.
-
-    An exception in a thread is raised here, at its place. Closing the generator ends the threads.
-    """
+    """Yield the results in order while threads work up to `ahead` calls on; closing the generator ends the threads."""
     remaining = iter(arguments)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
     try:
@@ -202,25 +181,6 @@ def _prefetch(
             yield ready
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _check_indices(indices: ArrayLike | None, total: int) -> NDArray[np.int64]:
-    if indices is None:
-        return np.arange(total)
-    members = np.asarray(indices)
-    if members.ndim != 1 or members.dtype.kind not in "iu":
-        raise ValueError(f"indices are {members.dtype} {members.shape}; they must be integers (n,)")
-    if members.size and (members.min() < 0 or members.max() >= total):
-        raise ValueError(f"indices run from {members.min()} to {members.max()}; the source has 0 to {total - 1}")
-    if len(np.unique(members)) != len(members):
-        raise ValueError("indices name an image twice; each image is trained on once an epoch")
-    return members.astype(np.int64)
-
-
-def _check_min(allowed: int, **numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < allowed:
-            raise UserError(f"{name.replace('_', ' ')} is {number}; give {allowed} or more")
 
 
 def ordered_batches(
@@ -236,11 +196,25 @@ def ordered_batches(
 
 
 def source_statistics(source: DataSource, indices: NDArray[np.int64], workers: int = 1) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel of the images at `indices`, as `channel_statistics` has them."""
+    """Mean and population standard deviation of each channel of the images at `indices`, in units of 0-255."""
     if len(indices) == 0:
         raise UserError("there are no images to take the mean of; give at least one")
     batches = ordered_batches(source, indices, batch_size=64, workers=workers)
-    return histogram_statistics(functools.reduce(np.add, (channel_histograms(images) for images, _ in batches)))
+    levels = functools.reduce(np.add, (_histograms(images) for images, _ in batches))
+    means, deviations = [], []
+    # Python's integers do not overflow where total * squares would; only the last division rounds.
+    for counts in levels.tolist():
+        total = sum(counts)
+        first = sum(level * count for level, count in enumerate(counts))
+        squares = sum(level * level * count for level, count in enumerate(counts))
+        means.append(first / total)
+        deviations.append(math.sqrt((total * squares - first * first) / (total * total)))
+    return tuple(means), tuple(deviations)
+
+
+def _histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each channel of images (N, H, W, C) has each level, (C, 256)."""
+    return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[3])])
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,11 +233,9 @@ class Subset:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """The class of every image, int32 (N,)."""
         return self.source.labels[self.indices]
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """All images and labels in order, by default `eval_batch_size` at once."""
         size = batch_size or eval_batch_size(self[0].shape)
         return ordered_batches(self.source, self.indices, batch_size=size, workers=self.workers)
 
@@ -272,11 +244,9 @@ class Subset:
         return Subset(self.source, self.indices[index::count], self.workers)
 
     def take(self, count: int) -> "Subset":
-        """The first `count` images."""
         return Subset(self.source, self.indices[:count], self.workers)
 
     def arrays(self) -> Batch:
-        """All images (N, H, W, C) and labels (N,) in memory."""
         return np.stack([self[position] for position in range(len(self))]), self.labels
 
 

@@ -1,5 +1,6 @@
 """From whatever a user trains on to training data: batches to train on, and images to validate and test on."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_tf.config import TrainConfig, default_augmentation
+from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function
 from resnet_tf.data.dataset import (
     Dataset,
     Split,
-    channel_statistics,
     fingerprint,
     is_image_dataset,
-    load_dataset,
     stratified_split,
 )
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
@@ -51,26 +51,20 @@ _WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Data in the form in which a run takes them.
-
-    `source` says in words which variant they are; `shape` is the (H, W, C) that the network sees; `images` are what is
-    trained on before `transform`; `train`, `validation` (may be empty) and `test` (or None) are evaluated on; `mean`
-    and `std` are those of the training part's channels, 0-255; `crop` is how evaluation frames a picture, None where
-    pictures are taken as they are.
-    """
+    """Data in the form in which a run takes them."""
 
     name: str
-    source: str
+    source: str  # in words, which variant they are
     class_names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    images: DataSource
+    shape: tuple[int, int, int]  # (H, W, C) that the network sees
+    images: DataSource  # what is trained on, before `transform`
     transform: Transform
-    train: Subset
-    validation: Any
-    test: Any
-    mean: Channels
+    train: Subset  # as they are evaluated
+    validation: Any  # may be empty
+    test: Any  # may be None
+    mean: Channels  # of the training part, 0-255
     std: Channels
-    crop: ResizeCenterCrop | None
+    crop: ResizeCenterCrop | None  # how evaluation frames a picture, if it does
     workers: int
 
     exact_resume = True
@@ -102,24 +96,26 @@ class DataArguments:
 
 
 def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], None]) -> RawData:
-    """Find, load or wrap the images that a user names or hands over.
-
-    Raises UserError where they are not there, or are none of the kinds that can be trained on.
-    """
+    """Find, load or wrap the images that a user names or hands over."""
     data, class_names = given.data, given.class_names
     if isinstance(data, tf.data.Dataset):
         return TfData(data, class_names, given.steps_per_epoch)
     if given.steps_per_epoch is not None:
         raise UserError("steps_per_epoch=… goes with a tf.data.Dataset; leave it out", argument="steps_per_epoch")
     if isinstance(data, str | Path):
-        name = str(data)
-        if is_image_dataset(name):
-            return open_image_dataset(name, config.on_bad_image, log)
-        return load_dataset(name, config.data_dir)
+        if is_image_dataset(str(data)):
+            return open_image_dataset(str(data), config.on_bad_image, log)
+        return load_dataset(str(data), config.data_dir)
     if isinstance(data, Dataset):
         return data
     train = as_split(data, "data")
-    return Dataset("arrays", "arrays", _names(class_names, train), train, None)
+    classes = int(train.labels.max(initial=0)) + 1
+    names = tuple(map(str, [f"class {index}" for index in range(classes)] if class_names is None else class_names))
+    if len(names) < classes:
+        raise UserError(
+            f"class_names has {len(names)} names; the labels go up to {classes - 1}", argument="class_names"
+        )
+    return Dataset("arrays", "arrays", names, train)
 
 
 def as_split(data: Any, argument: str) -> Split:
@@ -142,9 +138,8 @@ def as_split(data: Any, argument: str) -> Split:
     if images.dtype != np.uint8:
         if images.size and not (np.all(images == np.rint(images)) and images.min() >= 0 and images.max() <= 255):
             raise UserError(
-                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; "
-                "expected raw pixels 0-255 in uint8 (the network normalizes them itself): multiply by 255 and use "
-                ".astype('uint8')",
+                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; expected "
+                "raw pixels 0-255 in uint8, as the network normalizes them itself: (255 * images).astype('uint8')",
                 argument=argument,
             )
         images = images.astype(np.uint8)
@@ -159,19 +154,7 @@ def as_split(data: Any, argument: str) -> Split:
     return Split(images, labels.astype(np.int32))
 
 
-def _names(given: Sequence[str] | None, train: Split) -> tuple[str, ...]:
-    classes = int(train.labels.max(initial=0)) + 1
-    if given is None:
-        return tuple(f"class {index}" for index in range(classes))
-    if len(given) < classes:
-        raise UserError(
-            f"class_names has {len(given)} names; the labels go up to {classes - 1}", argument="class_names"
-        )
-    return tuple(map(str, given))
-
-
 def fingerprint_of(data: RawData) -> str:
-    """A digest of what is trained on."""
     return fingerprint(data.train) if isinstance(data, Dataset) else data.fingerprint
 
 
@@ -181,11 +164,9 @@ def prepare_data(
     statistics: tuple[Channels, Channels] | None = None,
     given: DataArguments = DataArguments(None),
 ) -> "TrainingData | TfData":
-    """Split images, see how they are varied and framed, and take their statistics.
+    """Split images, see how they are varied and framed, and take their statistics, where none are given.
 
-    `statistics` are mean and standard deviation to normalize with, None takes those of the training part. What `given`
-    has for validation and test replaces the data's own; test=False leaves it out. Raises UserError where split, size or
-    augmentation do not fit.
+    What `given` has for validation and test replaces the data's own; test=False leaves it out.
     """
     validation, test = given.validation, given.test
     if isinstance(data, TfData):
@@ -194,40 +175,31 @@ def prepare_data(
         prepared = _from_files(data, config, statistics, validation)
     else:
         prepared = _from_arrays(data, config, statistics, validation)
-    if test is False:
-        return _replace(prepared, test=None)
-    if test is not None:
-        return _replace(prepared, test=_given_subset(test, "test", prepared.crop, prepared.class_names))
-    return prepared
-
-
-def _replace(data: TrainingData, **changes: Any) -> TrainingData:
-    return TrainingData(**{**vars(data), **changes})
+    if test is None:
+        return prepared
+    subset = None if test is False else _given_subset(test, "test", prepared.crop, prepared.class_names)
+    return dataclasses.replace(prepared, test=subset)
 
 
 def _tf_subset(given: Any, data: TfData, argument: str) -> Any:
-    if given is None or given is False:
-        return None
-    if isinstance(given, tf.data.Dataset):
-        return TfSubset(given)
-    return _given_subset(given, argument, None, data.class_names)
+    return None if given is None or given is False else _given_subset(given, argument, None, data.class_names)
 
 
 def _given_subset(
     given: Any, argument: str, crop: ResizeCenterCrop | None, class_names: Sequence[str]
 ) -> "Subset | TfSubset":
-    """Images to evaluate on that a user hands over."""
     if isinstance(given, tf.data.Dataset):
         return TfSubset(given)
     if isinstance(given, str) and is_image_dataset(given):
         files = images_to_test(given, True, "stop", class_names)
         if crop is None:
-            raise UserError(
-                f"{argument}={given!r} goes with input_size=PIXELS, which all images get", argument=argument
-            )
-        return Subset(ResizedSource(FileSource(files), crop), np.arange(len(files)), _WORKERS)
-    split = given.train if isinstance(given, Dataset) else as_split(given, argument)
-    return Subset(resized(ArraySource(split.images, split.labels), crop), np.arange(len(split)))
+            raise UserError(f"{argument}={given!r} goes with input_size=PIXELS", argument=argument)
+        return subset_to_test(files, crop)
+    return _all_of(given.train if isinstance(given, Dataset) else as_split(given, argument), crop)
+
+
+def _all_of(split: Split, crop: ResizeCenterCrop | None, workers: int = 1) -> Subset:
+    return Subset(resized(ArraySource(split.images, split.labels), crop), np.arange(len(split)), workers)
 
 
 def _from_arrays(
@@ -236,36 +208,25 @@ def _from_arrays(
     validation_size = config.recipe.validation_size
     given = data.validation if given is None else given
     train, held_out = stratified_split(data.train.labels, 0 if given is not None else validation_size, config.seed)
-    # Of the pixels as they are stored: enlarging them on the fly changes next to nothing.
-    mean, std = statistics or channel_statistics(data.train.images[train])
     images = ArraySource(data.train.images, data.train.labels)
+    # Of the pixels as they are stored: enlarging them on the fly changes next to nothing.
+    mean, std = statistics or source_statistics(images, train)
     transform: Transform = pad_crop_flip(config.recipe, mean)
     shape, crop, workers = data.train.images.shape[1:], None, 1
     if config.input_size is not None or config.augment is not None:
         size = config.input_size or max(shape[:2])
-        pair = _custom(config, size, "none", images) or make_transforms(
-            config.augment or "cifar", size, pad_crop_flip(config.recipe, mean)
-        )
+        pair = _custom(config, size, "none", images)
+        pair = pair or make_transforms(config.augment or "cifar", size, pad_crop_flip(config.recipe, mean))
         transform, crop, workers = pair.train, pair.eval, _WORKERS
         shape = (size, size, shape[2])
     seen = resized(images, crop)
-    test = None if data.test is None else resized(ArraySource(data.test.images, data.test.labels), crop)
+    validation: Any = Subset(seen, held_out, workers)
+    if given is not None:
+        validation = _given_subset(given, "validation", crop, data.class_names)
+    test = None if data.test is None else _all_of(data.test, crop, workers)
+    about = (data.name, data.source, data.class_names, shape)
     return TrainingData(
-        data.name,
-        data.source,
-        data.class_names,
-        shape,
-        images,
-        transform,
-        Subset(seen, train, workers),
-        Subset(seen, held_out, workers)
-        if given is None
-        else _given_subset(given, "validation", crop, data.class_names),
-        None if test is None else Subset(test, np.arange(len(test)), workers),
-        mean,
-        std,
-        crop,
-        workers,
+        *about, images, transform, Subset(seen, train, workers), validation, test, mean, std, crop, workers
     )
 
 
@@ -277,32 +238,20 @@ def _from_files(
     images = FileSource(data.files["train"])
     custom = _custom(config, size, default_augmentation(config.model), images)
     crop = (custom or make_transforms(config.augment, size)).eval
-    seen = {split: ResizedSource(FileSource(files), crop) for split, files in data.files.items()}
-    everything = {split: np.arange(len(files)) for split, files in data.files.items()}
+    subsets: dict[str, Any] = {split: subset_to_test(files, crop) for split, files in data.files.items()}
     if given is not None:
-        train = everything["train"]
-        validation: Any = _given_subset(given, "validation", crop, data.class_names)
-    elif "validation" in data.files:
-        train, validation = everything["train"], Subset(seen["validation"], everything["validation"], _WORKERS)
-    else:
+        subsets["validation"] = _given_subset(given, "validation", crop, data.class_names)
+    elif "validation" not in subsets:
         train, held_out = stratified_split(data.files["train"].labels, recipe.validation_size, config.seed)
-        validation = Subset(seen["train"], held_out, _WORKERS)
-    mean, std = statistics or source_statistics(seen["train"], train, _WORKERS)
+        seen = subsets["train"].source
+        subsets |= {"train": Subset(seen, train, _WORKERS), "validation": Subset(seen, held_out, _WORKERS)}
+    train = subsets["train"]
+    mean, std = statistics or source_statistics(train.source, train.indices, _WORKERS)
     pair = custom or make_transforms(config.augment, size, pad_crop_flip(recipe, mean))
+    images = FileSource(data.files["train"], pair.min_side)
+    about = (data.name, data.source, data.class_names, (size, size, 3))
     return TrainingData(
-        data.name,
-        data.source,
-        data.class_names,
-        (size, size, 3),
-        FileSource(data.files["train"], pair.min_side),
-        pair.train,
-        Subset(seen["train"], train, _WORKERS),
-        validation,
-        Subset(seen["test"], everything["test"], _WORKERS) if "test" in seen else None,
-        mean,
-        std,
-        crop,
-        _WORKERS,
+        *about, images, pair.train, train, subsets["validation"], subsets.get("test"), mean, std, crop, _WORKERS
     )
 
 
@@ -328,7 +277,7 @@ def subset_to_test(data: Any, crop: ResizeCenterCrop | None) -> Subset:
     """The test images of a data set in memory, or files to test on, framed."""
     if isinstance(data, Dataset):
         assert data.test is not None
-        return Subset(resized(ArraySource(data.test.images, data.test.labels), crop), np.arange(len(data.test)))
+        return _all_of(data.test, crop)
     return Subset(resized(FileSource(data), crop), np.arange(len(data)), _WORKERS)
 
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from resnet_tf.data.arrays import Dataset, Split
+from resnet_tf.data.dataset import Dataset, Split
 from resnet_tf.data.image_io import cv2
-from resnet_tf.errors import UserError
 
 SIZE = 32
 # The outline is drawn on a finer grid and averaged down, which is what smooths its edges.
@@ -58,11 +57,6 @@ CLASS_NAMES = tuple(_OUTLINES)
 
 def load_shapes(seed: int = 0, train_size: int = 10_000, test_size: int = 2_000) -> Dataset:
     """Draw the built-in data set: image i of a split depends on (seed, split, i) alone and has class i % 10."""
-    if seed < 0:
-        raise UserError(f"the seed of the built-in shapes is {seed}; it must be 0 or more")
-    for name, size in (("train_size", train_size), ("test_size", test_size)):
-        if size < 1:
-            raise UserError(f"{name} of the built-in shapes is {size}; it must be at least 1")
     train, test = _draw_split(seed, _TRAIN_STREAM, train_size), _draw_split(seed, _TEST_STREAM, test_size)
     return Dataset("shapes", "built-in", CLASS_NAMES, train, test)
 

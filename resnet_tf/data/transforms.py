@@ -24,15 +24,15 @@ _JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 
 
 class Transform(Protocol):
-    """How training images are varied: `sample` for an epoch at once, then `apply` to each image."""
+    """How training images are varied.
 
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw an epoch's random numbers; row i, shape (count, …), belongs to image i."""
-        ...
+    `sample` draws an epoch's random numbers, shape (count, …), a row for each image; `apply` varies one uint8 image
+    (H, W, C) by its row.
+    """
 
-    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
-        """Vary one uint8 image (H, W, C) by its row of random numbers; the result may be a view."""
-        ...
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray: ...
+
+    def apply(self, image: Pixels, params: np.ndarray) -> Pixels: ...
 
 
 class NoTransform:
@@ -49,21 +49,13 @@ class NoTransform:
 class PadCropFlip:
     """The papers' CIFAR augmentation: pad each side, crop the old size anywhere, mirror half of the images.
 
-    `fill` is the pad color of mode "constant": a value (0–255) per channel, or equal values for any number of
-    channels. Mode "reflect" mirrors without repeating the edge.
+    `fill` is the pad color of mode "constant": a value (0–255) per channel, or one for all of them. Mode "reflect"
+    mirrors without repeating the edge.
     """
 
     pad: int = 4
     mode: Literal["constant", "reflect"] = "constant"
-    fill: tuple[int, ...] = (0, 0, 0)
-
-    def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise ValueError(f"invalid pad {self.pad}; expected a number of pixels, 0 or more")
-        if self.mode not in _BORDERS:
-            raise ValueError(f"invalid mode {self.mode!r}; expected one of {', '.join(_BORDERS)}")
-        if not self.fill or not all(0 <= value <= 255 for value in self.fill):
-            raise ValueError(f"invalid fill {self.fill}; expected one or more values in 0–255")
+    fill: tuple[int, ...] = (0,)
 
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw (dy, dx, flip) per image, int64 (count, 3): offsets in 0 … 2·pad inclusive, flip in {0, 1}."""
@@ -80,20 +72,13 @@ class PadCropFlip:
 
     def _padded(self, image: Pixels) -> np.ndarray:
         pad, (height, width, channels) = self.pad, image.shape
-        fill = self._fill_for(channels)
+        fill = self.fill * channels if len(self.fill) == 1 else self.fill
         if self.mode == "constant" and channels > _OPENCV_SCALAR_CHANNELS:
             padded = np.empty((height + 2 * pad, width + 2 * pad, channels), np.uint8)
             padded[:] = fill
             padded[pad : pad + height, pad : pad + width] = image
             return padded
         return cv2.copyMakeBorder(image, pad, pad, pad, pad, _BORDERS[self.mode], value=fill[:_OPENCV_SCALAR_CHANNELS])
-
-    def _fill_for(self, channels: int) -> tuple[int, ...]:
-        if len(self.fill) == channels:
-            return self.fill
-        if len(set(self.fill)) > 1:
-            raise ValueError(f"fill has {len(self.fill)} different values for images of {channels} channels")
-        return self.fill[:1] * channels
 
 
 def mean_fill(mean: Sequence[float]) -> tuple[int, ...]:
@@ -103,22 +88,15 @@ def mean_fill(mean: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TransformPair:
-    """How images are varied in training and cut in evaluation.
-
-    `min_side` is for the training `FileSource`: pixels of the shorter side that `train` needs, None for full size.
-    """
+    """How images are varied in training and cut in evaluation."""
 
     train: Transform
     eval: ResizeCenterCrop
-    min_side: int | None = None
+    min_side: int | None = None  # pixels of the shorter side that `train` needs, None for full size
 
 
 def make_transforms(name: str, size: int, pad_crop_flip: PadCropFlip | None = None) -> TransformPair:
-    """Make one of the `AUGMENTATIONS` for images of `size` × `size` pixels, with the evaluation that goes with it.
-
-    cifar: center of `size`, then `pad_crop_flip` (by default `size` / 8 pixels). imagenet: `RandomCropFlip`.
-    strong: `StrongAugment`. none: the center of `size` alone.
-    """
+    """Make one of the `AUGMENTATIONS` for images of `size` × `size` pixels, with the evaluation that goes with it."""
     if size < 1:
         raise UserError(f"invalid input size {size}; expected 1 pixel or more")
     center = ResizeCenterCrop(size, size, size)
@@ -156,14 +134,11 @@ class ResizedTransform:
 
 @dataclass(frozen=True)
 class RandomCropFlip:
-    """The ImageNet augmentation: a random box resized to `size` × `size` pixels, half of the images mirrored.
-
-    The box has `scale` of the image's area and `ratio` as its width / height (`random_box`).
-    """
+    """The ImageNet augmentation: a random box resized to `size` × `size` pixels, half of the images mirrored."""
 
     size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[float, float] = (0.08, 1.0)  # of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
 
     @property
     def min_side(self) -> int:
@@ -228,16 +203,12 @@ class StrongAugment:
 
 
 class CustomTransform:
-    """A user's function of a read-only uint8 image (H, W, C) and a generator keyed by (seed, epoch, image).
-
-    It returns uint8 (size, size, C), and must draw from the generator alone.
-    """
+    """A user's function of a read-only uint8 image (H, W, C) and the image's own generator; returns (size, size, C)."""
 
     def __init__(self, function: CustomFunction, size: int) -> None:
         self._function, self._size = function, size
 
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw a key for each image's own generator, uint64 (count, 1)."""
         return rng.integers(0, 2**64, (count, 1), np.uint64)
 
     def apply(self, image: Pixels, params: np.ndarray) -> Pixels:

@@ -74,16 +74,13 @@ def conv(
 
 
 def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
-    """Parameter-free shortcut of 1512.03385 section 3.3 (A): every stride-th pixel, zero channels around.
-
-    A 1x1 average pool with a stride picks pixels; zero padding told that the tensor is
-    channels-first pads its last axis. Unlike slices and `ops.pad`, both survive every file format.
-    """
+    """Parameter-free shortcut of 1512.03385 section 3.3 (A): every stride-th pixel, zero channels around."""
+    # A 1x1 average pool with a stride picks pixels; zero padding told that the tensor is channels-first pads its last
+    # axis. Unlike slices and `ops.pad`, both survive every file format.
     missing = filters - x.shape[-1]
     if missing < 0:
         raise UserError(
-            f"shortcut='identity' cannot reduce channels: the input has {x.shape[-1]}, the unit puts out {filters}; "
-            "use shortcut='projection'",
+            f"shortcut='identity' cannot reduce channels from {x.shape[-1]} to {filters}; use shortcut='projection'",
             argument="shortcut",
         )
     if stride > 1:
@@ -109,10 +106,7 @@ def _unit(
     use_bias: bool,
     name: str,
 ) -> Any:
-    """A unit with the given convolutions on its branch; basic and bottleneck units differ in nothing else.
-
-    The path around the branch follows from the channels and the stride (1512.03385, options A, B and C).
-    """
+    """A unit with the given convolutions on its branch; basic and bottleneck units differ in nothing else."""
     filters, last = convolutions[-1]["filters"], len(convolutions)
     branch = x
     if version == 2 and preactivation != "none":

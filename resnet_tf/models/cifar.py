@@ -1,5 +1,6 @@
 """The CIFAR networks of He et al. 2015 (section 4.2) and 2016 (appendix): three stages of 16, 32 and 64 channels."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from resnet_tf.models.blocks import (
     residual_block,
 )
 from resnet_tf.models.layers import POOLINGS, head, model_input
-from resnet_tf.models.networks import default_shortcut
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
@@ -94,16 +94,28 @@ def cifar_resnet(
         if mean is None and std is None:
             mean, std = opened.mean, opened.std
     if shortcut is None:
-        shortcut = default_shortcut(block)
+        shortcut = "identity" if block == "basic" else "projection"
     check_choice("shortcut", shortcut, SHORTCUTS)
     check_positive(width=width, classes=classes)
+    # The authors' resnet-1k-layers strides the first 1x1 convolution of a CIFAR bottleneck.
+    unit: Any = residual_block if block == "basic" else functools.partial(bottleneck_block, stride_on="1x1")
     with recursion_limit(depth):
         inputs, x = model_input(input_shape, 8, mean, std)
         x = conv(x, STAGE_FILTERS[0], 3, use_bias=use_bias, name="stem_conv")
         if version == 1:
             x = relu(batch_norm("stem_bn")(x), "stem_relu")
         for stage, filters in enumerate(STAGE_FILTERS, start=1):
-            x = _stage(x, stage, filters * width, blocks, block, version, shortcut, use_bias)
+            for index in range(1, blocks + 1):
+                x = unit(
+                    x,
+                    filters * width,
+                    stride=2 if stage > 1 and index == 1 else 1,
+                    version=version,
+                    shortcut=shortcut,
+                    preactivation="both" if (stage, index) == (1, 1) else "branch",
+                    use_bias=use_bias,
+                    name=f"stage{stage}_block{index}",
+                )
         if version == 2:
             x = relu(batch_norm("head_bn")(x), "head_relu")
         outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
@@ -111,25 +123,3 @@ def cifar_resnet(
     if opened is not None:
         opened.load_into(model)
     return model
-
-
-def _stage(
-    x: Any, stage: int, filters: int, blocks: int, block: str, version: int, shortcut: str, use_bias: bool
-) -> Any:
-    """A stage of equal units; all but the first stage start by halving the picture."""
-    for index in range(1, blocks + 1):
-        first_of_network = stage == 1 and index == 1
-        options: dict[str, Any] = {
-            "stride": 2 if stage > 1 and index == 1 else 1,
-            "version": version,
-            "shortcut": shortcut,
-            "preactivation": "both" if first_of_network else "branch",
-            "use_bias": use_bias,
-            "name": f"stage{stage}_block{index}",
-        }
-        if block == "basic":
-            x = residual_block(x, filters, **options)
-        else:
-            # The authors' resnet-1k-layers strides the first 1x1 convolution of a CIFAR bottleneck.
-            x = bottleneck_block(x, filters, stride_on="1x1", **options)
-    return x

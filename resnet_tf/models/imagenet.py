@@ -20,7 +20,6 @@ from resnet_tf.models.blocks import (
     residual_block,
 )
 from resnet_tf.models.layers import POOLINGS, head, model_input
-from resnet_tf.models.networks import published_network
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
@@ -96,24 +95,25 @@ def imagenet_resnet(
     check_choice("stride_on", stride_on, STRIDES_ON)
     block, units = DEPTHS[depth]
     _check_widths(block, groups, width_per_group, classes)
-    dilate = _checked_dilations(replace_stride_with_dilation)
+    if len(replace_stride_with_dilation) != 3:
+        raise UserError(
+            f"replace_stride_with_dilation={replace_stride_with_dilation!r} needs a truth value for stages 3, 4 and 5",
+            argument="replace_stride_with_dilation",
+        )
     norm = norm_layer or batch_norm
-    bottleneck_options: dict[str, Any] = {"groups": groups, "width_per_group": width_per_group, "stride_on": stride_on}
-    unit = functools.partial(
-        residual_block if block == BASIC else _bottleneck,
-        version=version,
-        zero_init=zero_init_residual,
-        norm_layer=norm,
-        **({} if block == BASIC else bottleneck_options),
-    )
-    network = published_network(depth, version, groups, width_per_group, stride_on)
-    opened = None if weights is None else open_weights(weights, network)
+    unit: Any = functools.partial(_bottleneck, groups=groups, width_per_group=width_per_group, stride_on=stride_on)
+    if block == BASIC:
+        unit = residual_block
+    unit = functools.partial(unit, version=version, zero_init=zero_init_residual, norm_layer=norm)
+    opened = None
+    if weights is not None:
+        opened = open_weights(weights, _torchvision_name(depth, version, groups, width_per_group, stride_on))
     if opened is not None and mean is None and std is None:
         mean, std = opened.mean, opened.std
     with recursion_limit(depth):
         inputs, x = model_input(input_shape, 32, mean, std)
         x = _stem(x, norm)
-        x = _stages(x, units, dilate, unit)
+        x = _stages(x, units, replace_stride_with_dilation, unit)
         if version == 2:
             x = relu(norm("head_bn", "ones")(x), "head_relu")
         outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
@@ -133,15 +133,13 @@ def _check_widths(block: str, groups: int, width_per_group: int, classes: int) -
         )
 
 
-def _checked_dilations(replace_stride_with_dilation: Sequence[bool]) -> tuple[bool, ...]:
-    dilate = tuple(bool(stage) for stage in replace_stride_with_dilation)
-    if len(dilate) != 3:
-        raise UserError(
-            f"replace_stride_with_dilation={replace_stride_with_dilation!r} needs three truth values, "
-            "for stages 3, 4 and 5",
-            argument="replace_stride_with_dilation",
-        )
-    return dilate
+def _torchvision_name(depth: int, version: int, groups: int, width_per_group: int, stride_on: str) -> str | None:
+    """What torchvision calls such a network, if it has one."""
+    if version != 1 or stride_on != "3x3":
+        return None
+    if groups > 1:
+        return f"resnext{depth}_{groups}x{width_per_group}d"
+    return f"resnet{depth}" if width_per_group == 64 else f"wide_resnet{depth}_{width_per_group / 64:g}"
 
 
 def _stem(x: Any, norm: NormLayer) -> Any:

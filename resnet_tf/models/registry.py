@@ -1,15 +1,41 @@
-"""Build networks by name; listing them imports neither Keras nor TensorFlow."""
+"""The networks that have names; listing them imports neither Keras nor TensorFlow."""
 
-import importlib
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from resnet_tf.errors import UserError
-from resnet_tf.models.networks import CIFAR_NETWORKS, IMAGENET_NETWORKS, default_shortcut
 from resnet_tf.pretrained.zoo import checked_options, find_entry, is_entry_name
 
 if TYPE_CHECKING:
     import keras
+
+Networks = dict[str, dict[str, Any]]
+
+
+def _resnets(suffix: str, version: int, depths: Sequence[int], **options: Any) -> Networks:
+    return {f"resnet{depth}{suffix}": {"depth": depth, "version": version, **options} for depth in depths}
+
+
+_BASIC_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
+_BOTTLENECK_DEPTHS = (164, 1001)
+CIFAR_NETWORKS: Networks = {
+    **_resnets("_v1", 1, _BASIC_DEPTHS),
+    **_resnets("_v1", 1, _BOTTLENECK_DEPTHS, block="bottleneck"),
+    **_resnets("_v2", 2, _BASIC_DEPTHS),
+    **_resnets("_v2", 2, _BOTTLENECK_DEPTHS, block="bottleneck"),
+    **{f"plain{depth}": {"depth": depth, "version": 1, "shortcut": "none"} for depth in (20, 32, 44, 56, 110)},
+}
+# ResNeXt: 1611.05431 table 3; wide ResNets: 1605.07146 section 3.4.
+IMAGENET_NETWORKS: Networks = {
+    **_resnets("", 1, (18, 34, 50, 101, 152)),
+    **_resnets("_v2", 2, (18, 34, 50, 101, 152, 200)),
+    "resnext50_32x4d": {"depth": 50, "version": 1, "groups": 32, "width_per_group": 4},
+    "resnext101_32x8d": {"depth": 101, "version": 1, "groups": 32, "width_per_group": 8},
+    "resnext101_64x4d": {"depth": 101, "version": 1, "groups": 64, "width_per_group": 4},
+    "wide_resnet50_2": {"depth": 50, "version": 1, "groups": 1, "width_per_group": 128},
+    "wide_resnet101_2": {"depth": 101, "version": 1, "groups": 1, "width_per_group": 128},
+}
 
 
 def list_models() -> list[str]:
@@ -28,9 +54,9 @@ def model_options(name: str) -> dict[str, Any]:
 def own_shortcut(name: str) -> str:
     """The shortcut that a network has where none is asked for."""
     options = model_options(name)
-    if name in IMAGENET_NETWORKS:
-        return "projection"
-    return str(options.get("shortcut") or default_shortcut(options.get("block", "basic")))
+    if name in CIFAR_NETWORKS and "block" not in options:
+        return str(options.get("shortcut", "identity"))
+    return "projection"
 
 
 def build_model(name: str, **options: Any) -> "keras.Model":
@@ -53,10 +79,11 @@ def build_model(name: str, **options: Any) -> "keras.Model":
         entry = find_entry(name, options["weights"])
         options = checked_options(entry, model_options(name), options)
     arguments = {"name": name, **model_options(name), **options}
+    builder: Any
     if name in CIFAR_NETWORKS:
-        builder = importlib.import_module("resnet_tf.models.cifar").cifar_resnet
+        from resnet_tf.models.cifar import cifar_resnet as builder
     else:
-        builder = importlib.import_module("resnet_tf.models.imagenet").imagenet_resnet
+        from resnet_tf.models.imagenet import imagenet_resnet as builder
     allowed = inspect.signature(builder).parameters
     unknown = [option for option in arguments if option not in allowed]
     if unknown:

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, some
-from resnet_tf.pretrained.download import published_file
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
 from resnet_tf.pretrained.torch_mapping import HEADS, detect_format, has_projections, load_state_dict
+from resnet_tf.pretrained.zoo import published_file
 from resnet_tf.process import recursion_limit
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
@@ -18,11 +18,7 @@ Channels = tuple[float, ...] | None
 
 
 class Weights:
-    """Weights that were found, with what a network must be built like to take them.
-
-    `mean` and `std` (0-255 units) normalize the pixels that the weights expect, `shortcut` is that of a CIFAR
-    network; each is None where the file does not say.
-    """
+    """Weights, and what a network must be built like to take them; None where the file does not say."""
 
     mean: Channels = None
     std: Channels = None
@@ -34,27 +30,20 @@ class Weights:
 
 
 def open_weights(weights: str, network: str | None) -> Weights:
-    """Find weights and tell what they expect, before a network is built for them.
-
-    `weights` is "imagenet" or the path of a .pth, .pt, .th, .safetensors, .keras or .weights.h5 file, `network`
-    torchvision's name of the network, for "imagenet" (None: torchvision has no such network).
-    """
+    """Find "imagenet" (for torchvision's name of the network) or a file, and tell what such weights expect."""
     if weights == "imagenet":
         return TorchWeights(published_file(network))
     path = Path(weights)
     if path.suffix in TORCH_SUFFIXES:
         return TorchWeights(path)
     if not path.is_file():
-        raise UserError(
-            f"weights={weights!r} does not exist; give 'imagenet' or the path of a file", argument="weights"
-        )
+        raise UserError(f"weights={weights!r} does not exist; give 'imagenet' or a file's path", argument="weights")
     if path.suffix == ".keras":
         return KerasModelWeights(path)
     if path.name.endswith(".weights.h5"):
         return KerasWeights(path)
     raise UserError(
-        f"weights={weights!r} is of an unknown kind; "
-        f"allowed: 'imagenet', {', '.join(TORCH_SUFFIXES)}, .keras, .weights.h5",
+        f"weights={weights!r} is not known; allowed: 'imagenet', {', '.join(TORCH_SUFFIXES)}, .keras, .weights.h5",
         argument="weights",
     )
 
@@ -118,8 +107,10 @@ class KerasWeights(Weights):
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         heads = [layer for layer in model.layers if new_head and layer.name in HEADS]
-        with prefix_errors(self.path):
-            stored = _count_arrays(self.path)
+        kinds: list[type] = []
+        with prefix_errors(self.path), h5py.File(self.path) as file:
+            file.visititems(lambda _, item: kinds.append(type(item)))
+        stored = kinds.count(h5py.Dataset)
         before = model.get_weights()
         try:
             # Keras does not notice what the file has more than the model.
@@ -134,10 +125,3 @@ class KerasWeights(Weights):
             raise UserError(
                 f"{self.path} does not fit {model.name}: {reason}; build the network that it was made from"
             ) from error
-
-
-def _count_arrays(path: Path) -> int:
-    kinds: list[type] = []
-    with h5py.File(path) as file:
-        file.visititems(lambda _, item: kinds.append(type(item)))
-    return kinds.count(h5py.Dataset)

@@ -1,18 +1,24 @@
-"""Read PyTorch checkpoints without PyTorch: .safetensors, and zip archives and older streams of torch.save."""
+"""Read PyTorch checkpoints without PyTorch: .safetensors, and zip archives and older streams of torch.save.
 
+The pickles in them give tensor descriptions and plain containers; nothing in them is executed.
+"""
+
+import collections
 import contextlib
 import functools
 import io
+import math
+import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.pretrained.torch_pickle import Storage, StridedTensor, load_pickle
 
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 STREAM_PROTOCOL = 1001
@@ -31,7 +37,6 @@ class LazyTensor:
 
 
 Tensors = dict[str, LazyTensor]
-ReadStorage = Callable[[Storage], np.ndarray]
 
 
 @contextlib.contextmanager
@@ -48,10 +53,7 @@ def prefix_errors(path: Path) -> Iterator[None]:
 
 
 def read_checkpoint(path: Path) -> Tensors:
-    """The tensors of a .safetensors file or a file of torch.save, under the names that the bare network gave them.
-
-    The file holds a state_dict, or a dictionary with one under "state_dict" or "model"; else UserError.
-    """
+    """The tensors of a .safetensors file or a file of torch.save, under the names that the bare network gave them."""
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file; give a .pth, .pt, .th or .safetensors checkpoint")
     value = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
@@ -62,10 +64,7 @@ def read_checkpoint(path: Path) -> Tensors:
         found = f"a {type(value).__name__}"
         if isinstance(value, dict):
             found = f"a dictionary with {', '.join(map(repr, list(value)[:5])) or 'nothing in it'}"
-        raise UserError(
-            f"{path} holds no state_dict: {found}; save the model's state_dict(), alone or in a "
-            f"dictionary under {' or '.join(map(repr, WRAPPERS))}"
-        )
+        raise UserError(f"{path} holds no state_dict: {found}; save the model's state_dict() alone")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in value):
             value = {name.removeprefix(prefix): tensor for name, tensor in value.items()}
@@ -83,6 +82,125 @@ def _read_safetensors(path: Path) -> Tensors:
             return file.get_tensor(name).astype(np.float32, copy=False)
 
     return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
+
+
+# NumPy's dtype of each storage; bfloat16, which NumPy does not have, comes as its bits.
+STORAGES = {
+    "DoubleStorage": "f8",
+    "FloatStorage": "f4",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "u2",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+MAX_BYTES = 16 * 2**20  # of a pickle; the description of a thousand tensors takes 0.1 MB
+MAX_RANK = 8
+
+
+# Named tuples, because a pickle's BUILD instruction can change any object that has a __dict__ or a __setstate__.
+class Storage(NamedTuple):
+    """`numel` numbers of a kind in `STORAGES` that lie elsewhere in the file under a key."""
+
+    kind: str
+    key: str
+    numel: int
+
+    def dtype(self, big_endian: bool = False) -> np.dtype:
+        return np.dtype(STORAGES[self.kind]).newbyteorder(">" if big_endian else "<")
+
+
+class StridedTensor(NamedTuple):
+    """A tensor as the pickle describes it: a window on a storage; offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Name(NamedTuple):
+    """What a name in the pickle stands for: a kind of storage, or a function that may be called."""
+
+    name: str
+    function: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.function is None:
+            raise UserError(f"it calls torch.{self.name}")
+        return self.function(*arguments)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
+    """A tensor that lies within its storage; any other would take memory that the file has no numbers for."""
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise UserError("it has a tensor without a storage")
+    sizes = (*shape, *strides, offset)
+    if len(shape) != len(strides) or len(shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in sizes):
+        raise UserError(f"it has a tensor of the impossible shape {shape} with strides {strides}")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else offset
+    if count > storage.numel or last >= max(storage.numel, 1):
+        raise UserError(f"it has a tensor of the shape {shape} that does not fit its {storage.numel} numbers")
+    return StridedTensor(storage, offset, shape, strides)
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): _Name("OrderedDict", collections.OrderedDict),
+    ("torch._utils", "_rebuild_tensor_v2"): _Name("_rebuild_tensor_v2", _rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Name("_rebuild_parameter", lambda data, *_: data),
+    **{("torch", kind): _Name(kind) for kind in STORAGES},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain containers and tensor descriptions; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise UserError(
+            f"it holds {module}.{name}, which is neither a tensor nor a plain container; nothing of it was run: "
+            "save the model's state_dict() alone, in PyTorch, and import that"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        match pid:
+            case ("storage", _Name(name=kind), str(key), _, int(numel), *view) if kind in STORAGES and numel >= 0:
+                if view in ([], [None]):
+                    return Storage(kind, key, numel)
+        raise UserError("it has a storage of an unknown kind; save it again with PyTorch 1.6 or later")
+
+
+def load_pickle(file: BinaryIO) -> Any:
+    """Read one pickle, with a `StridedTensor` for each tensor, and leave `file` behind it."""
+    start = file.tell()
+    try:
+        _check_memory(file, start)
+        length = file.tell() - start
+        file.seek(start)
+        return _Unpickler(io.BytesIO(file.read(length)), encoding="utf-8").load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise UserError(f"its pickle is damaged ({type(error).__name__}: {error}); fetch it again") from error
+
+
+def _check_memory(file: BinaryIO, start: int) -> None:
+    """Refuse instructions that would take more memory than the file backs."""
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
+        if (position or 0) - start > MAX_BYTES:
+            raise UserError(f"its pickle is longer than {MAX_BYTES} bytes, far more than a network's description takes")
+        # The unpickler makes room for as many remembered objects as the highest index says.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (not isinstance(argument, int) or argument > count):
+            raise UserError(f"its pickle remembers object {argument} after {count} instructions")
+
+
+ReadStorage = Callable[[Storage], np.ndarray]
 
 
 def read_torch_file(path: Path) -> Any:

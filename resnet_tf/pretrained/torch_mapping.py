@@ -24,21 +24,16 @@ IMAGENET_STD = _pixels(0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """A family of published checkpoints.
-
-    `first_stage` is our number of the stage that they call layer1; `shortcut` and `head` are their names of the
-    projection and the classifier; `mean` and `std` are in 0-255 units; they were tested on images resized to a
-    shorter side of `resize` and cropped to a square of `crop`.
-    """
+    """A family of published checkpoints."""
 
     name: str
     dataset: str
-    first_stage: int = 1
-    shortcut: str = "downsample"
+    first_stage: int = 1  # our number of the stage that they call layer1
+    shortcut: str = "downsample"  # their names of the projection and the classifier
     head: str = "fc"
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
-    resize: int = 32
+    resize: int = 32  # shorter side that images were resized to for testing, before they were cropped to a square
     crop: int = 32
 
 
@@ -90,17 +85,13 @@ _LAYOUTS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
 def load_state_dict(model: keras.Model, tensors: Tensors, format: CheckpointFormat, *, new_head: bool = False) -> None:
-    """Assign a checkpoint's tensors to a version 1 network of this package, with or without its head.
-
-    With `new_head` the model's head stays as it is. A tensor that is missing, left over or of another shape raises
-    a UserError, whose message continues the file's name, before anything is changed.
-    """
+    """Assign a checkpoint's tensors to a version 1 network, its head excepted with `new_head`, if all of them fit."""
     stages = {int(found[1]) for layer in model.layers if (found := re.match(r"stage(\d+)_", layer.name))}
     if min(stages, default=0) != format.first_stage:
         theirs, ours = ("CIFAR", "an ImageNet") if format.first_stage == 1 else ("ImageNet", "a CIFAR")
         raise UserError(
             f"it holds {format.name}'s weights of {theirs} networks, and {model.name} is {ours} network; "
-            f"name the network that it was made for"
+            "name the network that it was made for"
         )
     variables = variables_by_torch_name(model, format)
     present = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
@@ -132,9 +123,7 @@ def _torch_layer(name: str, format: CheckpointFormat) -> str:
         return f"{stem[1]}1"
     unit = re.fullmatch(r"stage(\d+)_block(\d+)_(?:(conv\d|bn\d)|shortcut_(conv|bn))", name)
     if unit is None:
-        raise UserError(
-            f"the layer {name} has no counterpart among {format.name}'s, whose networks are of version 1; build that"
-        )
+        raise UserError(f"the layer {name} has no counterpart among {format.name}'s; build a network of version 1")
     block = f"layer{int(unit[1]) - format.first_stage + 1}.{int(unit[2]) - 1}"
     return f"{block}.{unit[3] or format.shortcut + ('.0' if unit[4] == 'conv' else '.1')}"
 
@@ -165,5 +154,5 @@ def _check_fit(variables: dict[str, keras.Variable], present: dict[str, LazyTens
         raise UserError(
             "it does not fit the model: "
             + "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in faults if names)
-            + "; name the model, and the shortcut, that it was made for"
+            + "; give the model and the shortcut that it was made for"
         )

@@ -1,16 +1,23 @@
-"""Weights that ship with the package, and the class names of ImageNet. Imports no framework."""
+"""Weights that ship with the package, torchvision's published ones, and the class names of ImageNet."""
 
 import csv
 import functools
 import json
+import os
 import re
+import shutil
+import sys
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from resnet_tf.errors import UserError
+from resnet_tf.files import replacing, sha256_of
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -19,10 +26,7 @@ _WORD = r"[A-Za-z0-9_]+"
 
 @dataclass(frozen=True)
 class PretrainedEntry:
-    """Weights `name` of a network: a .keras file, and the content of the JSON beside it (`about`).
-
-    The JSON has classes, preprocessing, builder, recipe, data, metrics and training.
-    """
+    """Weights `name` of a network: a .keras file, and the content of the JSON beside it."""
 
     network: str
     name: str
@@ -42,13 +46,12 @@ class PretrainedEntry:
 
 def entries() -> dict[str, PretrainedEntry]:
     """What ships, by `network:name`."""
-    found = {}
+    found = []
     for path in sorted(FOLDER.glob("*.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
         network = about["model"]
-        entry = PretrainedEntry(network, path.stem.removeprefix(f"{network}-"), path.with_suffix(".keras"), about)
-        found[entry.text] = entry
-    return found
+        found.append(PretrainedEntry(network, path.stem.removeprefix(f"{network}-"), path.with_suffix(".keras"), about))
+    return {entry.text: entry for entry in found}
 
 
 def list_weights() -> list[str]:
@@ -61,9 +64,10 @@ def find_entry(network: str, name: str) -> PretrainedEntry:
     known = entries()
     text = f"{network}:{name}"
     if text not in known:
-        there_are = f"there are {', '.join(known)}" if known else "this version comes with none"
+        there_are = ", ".join(known) or "none"
         raise UserError(
-            f"no weights {text} come with the package; {there_are}; or give the path of a file", argument="weights"
+            f"no weights {text} come with the package; there are {there_are}; or give the path of a file",
+            argument="weights",
         )
     return known[text]
 
@@ -87,10 +91,7 @@ def is_entry_name(weights: object) -> bool:
 
 
 def checked_options(entry: PretrainedEntry, network: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The builder's options to load an entry with; UserError if `given` ones (None: not given) are not the weights'.
-
-    `network` are the options that the network's name stands for.
-    """
+    """The builder's options to load an entry with; UserError if `given` ones (None: not given) are not the weights'."""
     given = {key: value for key, value in given.items() if value is not None}
     expected = {**network, **entry.options()}
     unlike = [key for key in given if key in expected and _as_list(given[key]) != _as_list(expected[key])]
@@ -122,3 +123,65 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """The classes by index. Names are WordNet's; the two cranes and the two maillots are told apart."""
     text = resources.files("resnet_tf").joinpath("imagenet_classes.csv").read_text(encoding="utf-8")
     return tuple(ImageNetClass(line["wnid"], line["name"]) for line in csv.DictReader(text.splitlines()))
+
+
+ADDRESS = "https://download.pytorch.org/models/"
+
+# torchvision/models/resnet.py, IMAGENET1K_V1: trained by the plain recipe of 90 epochs, all but the last.
+# The digits behind the dash are the beginning of the file's SHA-256.
+FILES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+    "resnext50_32x4d": "resnext50_32x4d-7cdf4587.pth",
+    "resnext101_32x8d": "resnext101_32x8d-8ba56ff5.pth",
+    "resnext101_64x4d": "resnext101_64x4d-173b62eb.pth",
+    "wide_resnet50_2": "wide_resnet50_2-95faca4d.pth",
+    "wide_resnet101_2": "wide_resnet101_2-32ee1156.pth",
+}
+
+_TIMEOUT = 30  # seconds without a byte
+
+
+def published_file(network: str | None) -> Path:
+    """torchvision's file for a network in `FILES`, from the cache or, the first time, from the network."""
+    if network not in FILES:
+        raise UserError(
+            f"weights='imagenet' exists for {', '.join(FILES)} in their usual form (stride_on='3x3') only; "
+            "give a file, or build without weights",
+            argument="weights",
+        )
+    name = FILES[network]
+    path = cache_folder() / name
+    if not path.exists():
+        _fetch(name, path)
+    elif not _has_checksum(path, name):
+        raise UserError(f"{path} does not have the checksum in its name; remove it, and fetch {ADDRESS}{name} again")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where published files are kept: the folder resnet_tf in Keras' own ($KERAS_HOME or ~/.keras)."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "resnet_tf"
+
+
+def _has_checksum(path: Path, name: str) -> bool:
+    return sha256_of(path).startswith(Path(name).stem.rpartition("-")[2])
+
+
+def _fetch(name: str, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(ADDRESS + name, timeout=_TIMEOUT) as response, replacing(path) as temporary:
+            size = int(response.headers.get("Content-Length") or 0) or None
+            bar = {"total": size, "desc": name, "disable": not sys.stderr.isatty()}
+            with open(temporary, "wb") as file, tqdm.wrapattr(response, "read", **bar) as body:
+                shutil.copyfileobj(body, file, 2**20)
+            if not _has_checksum(temporary, name):
+                raise UserError(f"the file from {ADDRESS}{name} does not have the checksum in its name; try again")
+    except OSError as error:
+        raise UserError(
+            f"{name} could not be fetched ({getattr(error, 'reason', None) or error}); put {ADDRESS}{name} at {path}"
+        ) from error

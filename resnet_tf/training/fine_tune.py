@@ -13,10 +13,9 @@ from resnet_tf.config import TrainConfig
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of
 from resnet_tf.models.registry import CIFAR_NETWORKS
-from resnet_tf.pretrained.download import published_file
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.torch_mapping import HEADS
-from resnet_tf.pretrained.zoo import find_shipped
+from resnet_tf.pretrained.zoo import find_shipped, published_file
 from resnet_tf.saving import model_path
 from resnet_tf.training.step import StepFunctions
 
