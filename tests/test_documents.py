@@ -214,7 +214,7 @@ def needs_nothing_more(command, arguments):
     if command == "predict":
         return arguments.model not in registry.IMAGENET_NETWORKS
     if command == "evaluate":
-        return ":" not in arguments.model and not arguments.report
+        return ":" not in arguments.model and not arguments.report and arguments.dataset in (None, "shapes")
     return not getattr(arguments, "plot", None)
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def site_links(text: str, page: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         image, words, target, anchor = match[1], match[2], match[3], match[4] or ""
-        source = normpath(f"{folder}/{target}")
+        source = normpath(join(folder, target))
         if source not in PAGES and not (source.startswith("docs/") and (ROOT / source).is_file()):
             return words
         place = relpath(PAGES.get(source, source.removeprefix("docs/")), dirname(page) or ".")
