@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import resnet_tf
-from resnet_tf import recipes, tuning
+from resnet_tf import tuning
 from resnet_tf.cli import reproduce
 from resnet_tf.cli.main import COMMANDS, main
 from resnet_tf.cli.train import parse_options
 from resnet_tf.config import make_config
 from resnet_tf.data.image_io import cv2
-from resnet_tf.models import networks, registry
+from resnet_tf.models.networks import CIFAR_NETWORKS, IMAGENET_NETWORKS
 from resnet_tf.pretrained import zoo
 from tools.documents import documents, replace_block
 from tools.site import PAGES, notebook_page, site_links
@@ -65,13 +65,14 @@ def fake_tune(*arguments, **options):
 @pytest.fixture
 def in_small(monkeypatch, tmp_path, small_data):
     """Makes what a document does small and quick, and takes back what it adds to the registries."""
-    monkeypatch.setattr(networks, "CIFAR_NETWORKS", dict(networks.CIFAR_NETWORKS))
-    monkeypatch.setattr(registry, "CIFAR_NETWORKS", networks.CIFAR_NETWORKS)
-    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
+    before = [(registry, dict(registry)) for registry in (CIFAR_NETWORKS, resnet_tf.RECIPES)]
     monkeypatch.setattr(resnet_tf, "tune", fake_tune, raising=False)
     monkeypatch.chdir(tmp_path)
     resnet_tf.cifar_resnet(8).save("final.keras")
     yield
+    for registry, names in before:
+        registry.clear()
+        registry.update(names)
     keras.backend.clear_session()
 
 
@@ -212,7 +213,7 @@ def needs_nothing_more(command, arguments):
     if command == "export":
         return arguments.format == "keras"
     if command == "predict":
-        return arguments.model not in registry.IMAGENET_NETWORKS
+        return arguments.model not in IMAGENET_NETWORKS
     if command == "evaluate":
         return ":" not in arguments.model and not arguments.report and arguments.dataset in (None, "shapes")
     return not getattr(arguments, "plot", None)
