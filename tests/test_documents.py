@@ -1,7 +1,10 @@
 """What the documents show is run, what they point to exists, and what is generated in them is up to date."""
 
 import configparser
+import importlib
 import importlib.util
+import inspect
+import json
 import re
 import shlex
 import shutil
@@ -10,57 +13,96 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from resnet_tf.cli.request import parse_request
 
-from resnet_tf import cifar_resnet, recipes
+import resnet_tf
+from resnet_tf import tuning
 from resnet_tf.cli import reproduce
-from resnet_tf.cli.main import COMMANDS
-from resnet_tf.cli.main import main as resnet_tf
+from resnet_tf.cli.main import COMMANDS, main
+from resnet_tf.cli.train import parse_options
+from resnet_tf.config import make_config
 from resnet_tf.data.image_io import cv2
-from resnet_tf.models import registry
-from resnet_tf.pretrained import zoo as shipped
-from tools.api_page import as_markdown
-from tools.blocks import replace_block
-from tools.command_pages import make_parser
-from tools.documents import documents
+from resnet_tf.models.registry import CIFAR_NETWORKS, IMAGENET_NETWORKS
+from resnet_tf.pretrained import zoo
+from tools.documents import documents, replace_block
+from tools.site import PAGES, notebook_page, site_links
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/*.md"), shipped.FOLDER / "README.md"}
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/*.md"), zoo.FOLDER / "README.md"}
 )
+NOTEBOOK = ROOT / "docs" / "first_steps.ipynb"
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks_of(path, language):
+    """Line number and code of each fenced block of a document."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
 
 
 def blocks(language):
     """Fenced code blocks of all documents, as parameters."""
     return [
-        pytest.param(path, code, id=f"{path.relative_to(ROOT)}-{number}")
+        pytest.param(code, id=f"{name_of(path)}:{line + 1}")
         for path in DOCUMENTS
-        for number, code in enumerate(
-            re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-        )
+        for line, code in blocks_of(path, language)
     ]
 
 
+def fake_tune(*arguments, **options):
+    """Check the arguments of a search instead of running it."""
+    given = inspect.signature(tuning.tune).bind(*arguments, **options)
+    make_config(
+        model=given.arguments["model"], dataset=given.arguments["dataset"], **given.arguments.get("options", {})
+    )
+    return tuning.TuningResult({"learning_rate": 0.1}, 3, 0.9, 20, 5)
+
+
 @pytest.fixture
-def as_before(monkeypatch):
-    """Takes back what a document adds to the registries."""
-    monkeypatch.setattr(registry, "CIFAR_NETWORKS", dict(registry.CIFAR_NETWORKS))
-    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
-
-
-@pytest.mark.usefixtures("as_before")
-@pytest.mark.parametrize(("path", "code"), blocks("python"))
-def test_python_code_runs(path, code, tmp_path, monkeypatch):
+def in_small(monkeypatch, tmp_path, small_data):
+    """Makes what a document does small and quick, and takes back what it adds to the registries."""
+    before = [(registry, dict(registry)) for registry in (CIFAR_NETWORKS, resnet_tf.RECIPES)]
+    monkeypatch.setattr(resnet_tf, "tune", fake_tune, raising=False)
     monkeypatch.chdir(tmp_path)
-    cifar_resnet(8).save("final.keras")
-    exec(compile(code, str(path), "exec"), {"images": np.zeros((2, 32, 32, 3), np.uint8), "__name__": "document"})
+    resnet_tf.cifar_resnet(8).save("final.keras")
+    yield
+    for registry, names in before:
+        registry.clear()
+        registry.update(names)
     keras.backend.clear_session()
+
+
+def run_in_small(sources, name):
+    """Execute code cells or blocks one after the other, with a smaller network and one step of an epoch."""
+    namespace = {"images": np.zeros((2, 32, 32, 3), np.uint8), "__name__": "document"}
+    for line, code in sources:
+        code = re.sub(r'train\("resnet\d+_v', 'train("resnet8_v', re.sub(r"epochs=\d+", "epochs=1", code))
+        exec(compile("\n" * line + code, name, "exec"), namespace)
+
+
+@pytest.mark.usefixtures("in_small")
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_of(path, "python")], ids=name_of)
+def test_the_python_code_of_a_document_runs_in_order(path):
+    run_in_small(blocks_of(path, "python"), str(path))
+
+
+@pytest.mark.usefixtures("in_small")
+def test_the_notebook_runs_in_order():
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    run_in_small([(0, "".join(cell["source"])) for cell in cells], str(NOTEBOOK))
 
 
 def test_every_fenced_block_is_of_a_known_kind():
     for path in DOCUMENTS:
         kinds = re.findall(r"^```(\w*)\n.*?^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-        # `text` is for signatures; of a `yaml` file the commands in it are looked at.
+        # `text` is for excerpts; of a `yaml` file the commands in it are looked at.
         assert set(kinds) <= {"python", "sh", "text", "yaml"}, path
 
 
@@ -92,7 +134,7 @@ def inline_commands():
         text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         starts = r"(?:resnet-tf|python train\.py|python evaluate\.py|python -m|pip install) "
         for code in re.findall(rf"`({starts}[^`]+)`|^ {{4,}}({starts}.*)$", text, re.MULTILINE):
-            yield pytest.param("".join(code), id=f"{path.relative_to(ROOT)}: {''.join(code)[:40]}")
+            yield pytest.param("".join(code), id=f"{name_of(path)}: {''.join(code)[:40]}")
 
 
 @pytest.fixture
@@ -110,8 +152,9 @@ def workplace(tmp_path, monkeypatch, finished_run, small_data, shapes):
     return tmp_path
 
 
-@pytest.mark.parametrize(("path", "code"), [*blocks("sh"), *blocks("yaml")])
-def test_shell_commands_work(path, code, workplace, monkeypatch):
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("code", [*blocks("sh"), *blocks("yaml")])
+def test_shell_commands_work(code):
     for words in commands_in(code):
         check_command(words, run=True)
 
@@ -148,19 +191,21 @@ def check(command, flags, run):
     shown = [
         part for flag in flags for part in ([str(p) for p in sorted(Path().glob(flag))] if "*" in flag else [flag])
     ]
-    arguments = make_parser(command).parse_args(shown or flags)
+    if command == "train":
+        parse_options(shown or flags)
+        return
+    module = importlib.import_module(f"resnet_tf.cli.{command.replace('-', '_')}")
+    arguments = module.make_parser().parse_args(shown or flags)
     behind = flags[flags.index("--") + 1 :] if "--" in flags else []
     if command == "launch":
         check(behind[0], behind[1:], run=False)
-    if command == "train":
-        parse_request(arguments)
     if command == "reproduce" and run and not (arguments.markdown or arguments.collect):
         places = ["--plan", "--results", "nowhere", "--dataset", "shapes"]
         before = flags[: len(flags) - len(behind)]
         chosen = [flag for flag in before if flag not in ("--data-dir", "DIR", "--plan", "--")]
-        assert resnet_tf([command, *chosen, *places, "--", *behind]) == 0
+        assert main([command, *chosen, *places, "--", *behind]) == 0
     elif run and command in RUN and needs_nothing_more(command, arguments):
-        assert resnet_tf([command, *shown]) == 0
+        assert main([command, *shown]) == 0
 
 
 def needs_nothing_more(command, arguments):
@@ -168,26 +213,44 @@ def needs_nothing_more(command, arguments):
     if command == "export":
         return arguments.format == "keras"
     if command == "predict":
-        return arguments.model not in registry.IMAGENET_NETWORKS
+        return arguments.model not in IMAGENET_NETWORKS
     if command == "evaluate":
-        return ":" not in arguments.model and not arguments.report
+        return ":" not in arguments.model and not arguments.report and arguments.dataset in (None, "shapes")
     return not getattr(arguments, "plot", None)
 
 
 def test_the_quick_start_trains(workplace):
-    (line,) = re.findall(r"^pip install \. && python train\.py (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^resnet-tf train (--dataset shapes .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     small = ["--model", "resnet8_v2", "--batch-size", "16", "--epochs", "0.2", "--device", "cpu", "--run-dir", "quick"]
-    assert resnet_tf(["train", *line.split(), *small]) == 0
+    assert main(["train", *line.split(), *small]) == 0
     assert (workplace / "quick" / "final.keras").exists()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def anchors_of(path):
+    """The anchors of a document's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, NOTEBOOK], ids=name_of)
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
+        place = path.parent / target if target else path
+        assert place.exists(), target
+        assert not anchor or anchor in anchors_of(place), (target, anchor)
 
 
-@pytest.mark.parametrize("path", list(documents()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:resnet_tf/)?([\w/]+(?:\.py|/))`", text)
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "resnet_tf" / name).exists(), name
+    (table,) = re.findall(r"## One run, in six files\n(.*?)\n\n[A-Z]", text, re.DOTALL)
+    assert len(re.findall(r"^\| `[\w/]+\.py` \|", table, re.MULTILINE)) == 6
+
+
+@pytest.mark.parametrize("path", list(documents()), ids=name_of)
 def test_generated_documents_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")
     assert documents()[path](text) == text, f"{path} is out of date: python -m tools.documents"
@@ -198,19 +261,9 @@ def test_every_command_has_its_page():
     assert pages == set(COMMANDS)
 
 
-def test_a_docstring_in_markdown():
-    text = """Do it.
-
-    Args:
-        one: first,
-            and more.
-        **more: others.
-
-    Returns:
-        Something.
-    """
-    expected = "Do it.\n\n**Args**\n\n- `one`: first,\n  and more.\n- `**more`: others.\n\n**Returns**\n\nSomething."
-    assert as_markdown(text) == expected
+def test_every_public_name_is_on_the_page_of_the_api():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert sorted([*re.findall(r"^::: resnet_tf\.(\w+)$", text, re.MULTILINE), "RECIPES"]) == sorted(resnet_tf.__all__)
 
 
 def test_only_the_block_is_replaced():
@@ -218,3 +271,21 @@ def test_only_the_block_is_replaced():
     assert replace_block(text, "x", "new \\1") == "a\n<!-- x -->\n\nnew \\1\n\n<!-- /x -->\nb\n"
     with pytest.raises(ValueError, match="0 blocks"):
         replace_block(text, "y", "new")
+
+
+def test_links_of_the_site():
+    text = (
+        "![x](docs/curves.png) [a](docs/python.md#tune) [b](results/README.md) [c](LICENSE) [d](#e) [f](https://g.h/i)"
+    )
+    expected = "![x](curves.png) [a](python.md#tune) [b](results.md) c [d](#e) [f](https://g.h/i)"
+    assert site_links(text, "index.md") == expected
+    assert (
+        site_links("[a](../../README.md#more) [b](../api.md)", "commands/train.md")
+        == "[a](../index.md#more) [b](../api.md)"
+    )
+    assert all((ROOT / source).is_file() for source in PAGES)
+
+
+def test_a_notebook_as_a_page():
+    cells = [{"cell_type": "markdown", "source": ["# A\n", "b"]}, {"cell_type": "code", "source": ["c()"]}]
+    assert notebook_page(json.dumps({"cells": cells})) == "# A\nb\n\n```python\nc()\n```"
