@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 from typing import Any
 
@@ -213,7 +214,7 @@ def make_config(
     Raises:
         UserError: there is no such option, or a value is not allowed; the message says what is.
     """
-    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    options = {name: _plain(value) for name, value in options.items()}
     known = {field.name for field in OPTIONS} | _RECIPE_NAMES
     for name in options.keys() - known:
         close = difflib.get_close_matches(name, known, 1)
@@ -225,10 +226,16 @@ def make_config(
     chosen = _recipe(config, recipe, changes, scale_learning_rate)
     if chosen.validation_size == 0 and not data_given and not is_image_dataset(config.dataset):
         check_validation(chosen, 0)
-    config = dataclasses.replace(
-        config, recipe=chosen, shortcut=_shortcut(config, chosen), augment_sha256=digest_of(config.augment)
-    )
+    digest = digest_of(config.augment)
+    config = dataclasses.replace(config, recipe=chosen, shortcut=_shortcut(config, chosen), augment_sha256=digest)
     return config if data_given or not is_image_dataset(config.dataset) else _with_image_defaults(config)
+
+
+def _plain(value: Any) -> Any:
+    """A value as settings.json can hold it: numbers of NumPy and paths in Python's own types."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def default_run_dir(config: TrainConfig) -> str:

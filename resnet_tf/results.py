@@ -1,5 +1,6 @@
 """What a training comes to: its result in Python, and the models and report that it leaves in its run directory."""
 
+import contextlib
 import dataclasses
 import platform
 from pathlib import Path
@@ -72,7 +73,10 @@ class TrainingResult:
     @classmethod
     def of_run(cls, run: Any, report: dict[str, Any]) -> "TrainingResult":
         """The result of a run in this process, from its report."""
-        history = run.trainer.history
+        history, course = run.trainer.history, None
+        if history and run.distribution.is_chief:
+            with contextlib.suppress(UserError):  # the disk may have refused metrics.csv, and taken all else
+                course = read_history(run.run_dir.path)
         return cls(
             model=run.eval_model,
             history=history,
@@ -82,7 +86,7 @@ class TrainingResult:
             run_dir=None if run.config.run_dir is None else run.run_dir.path,
             exact_resume=run.data.exact_resume,
             sidecar=make_sidecar(run, {}),
-            course=read_history(run.run_dir.path) if history and run.distribution.is_chief else None,
+            course=course,
         )
 
     @classmethod

@@ -25,7 +25,7 @@ FLAGS = [
     (("train", "--no-such-flag"), "unrecognized arguments: --no-such-flag"),
     (("train", "--rec", "quick"), "unrecognized arguments: --rec"),
     (("train", "extra"), "unrecognized arguments: extra"),
-    (("train", "--model", "resnet21_v2"), "'resnet21_v2' is not known; allowed: resnet8_v1"),
+    (("train", "--model", "resnet21_v2"), "--model resnet21_v2 is not known; allowed: resnet8_v1"),
     (("train", "--dataset", "cifar11"), "cifar11 is not known; allowed: cifar10, cifar100, shapes"),
     (("train", "--recipe", "he2017"), "'he2017' is not known; allowed: he2015"),
     ((*SHAPES, "--shortcut", "B"), "invalid choice: 'B'"),
@@ -67,7 +67,7 @@ FLAGS = [
     ((*SHAPES, "--on-nan", "ignore"), "invalid choice: 'ignore'"),
     ((*SHAPES, "--precision", "float64"), "invalid choice: 'float64'"),
     ((*SHAPES, "--device", "tpu"), "--device tpu is not known; allowed: auto, cpu, gpu"),
-    ((*SHAPES, "--device", "gpu:7"), "use --device cpu or auto"),
+    ((*SHAPES, "--device", "gpu:7"), "use --device cpu or --device auto"),
     ((*SHAPES, "--device", "gpu:x"), "--device gpu:x is not known"),
     ((*SHAPES, "--data-dir", "."), "--data-dir does not go with --dataset shapes"),
     (("evaluate",), "required: MODEL_OR_RUN"),
@@ -109,6 +109,7 @@ FLAGS = [
     ((*SHAPES, "--run-dir", "folder", "--overwrite"), "is not empty and is not a run folder"),
     ((*SHAPES, "--run-dir", "damaged"), "settings.json cannot be read"),
     ((*SHAPES, "--run-dir", "list"), "is not the JSON object that a run writes"),
+    ((*SHAPES, "--run-dir", "other"), "; give another --run-dir, or --overwrite to start anew"),
     ((*SHAPES, "--run-dir", "other"), 'belongs to a run of other settings: model is "resnet56_v1" there'),
 ]
 
@@ -170,7 +171,8 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    monkeypatch.setattr(shapes.load_shapes, "__defaults__", (0, 100, 20))
+    few = shapes.load_shapes(train_size=100, test_size=20)
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few)
 
 
 def _check_refused(arguments, says, folder, capsys) -> None:
@@ -218,14 +220,19 @@ def test_an_environment_that_cannot_work(prepare, says, tmp_path, monkeypatch, c
     _check_refused(SHAPES, says, tmp_path, capsys)
 
 
-def test_a_missing_system_library_names_both_ways_out(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in [m for m in sys.modules if m == "cv2" or m.startswith(("resnet_tf.data.image_io", "resnet_tf.data"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "resnet_tf.cli.job", raising=False)
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    _check_refused(SHAPES, "apt-get install libgl1", tmp_path, capsys)
-    monkeypatch.undo()
+def test_a_missing_system_library_names_both_ways_out(python, tmp_path):
+    program = (
+        "import os, sys\n"
+        "os.chdir(sys.argv[1])\n"
+        "sys.modules['cv2'] = None\n"
+        "from resnet_tf.cli.main import main\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    result = python(program, tmp_path, *SHAPES)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "apt-get install libgl1" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_archive_that_a_zip_bomb_hides_in_is_no_tar(tmp_path, monkeypatch, capsys):

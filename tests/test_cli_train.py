@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -15,7 +16,7 @@ from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
 from resnet_tf.training.logs import COLUMNS, read_iterations
-from tests.conftest import exit_code, stopping_after
+from tests.conftest import TINY, exit_code, stopping_after
 
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
 
@@ -198,11 +199,14 @@ def test_stopped_by_the_keyboard(tmp_path, monkeypatch, train):
     assert train(tmp_path / "run", "--iterations", "3") == 130
 
 
-def test_a_diverging_run_stops_and_leaves_good_checkpoints(tmp_path, train):
+def test_a_diverging_run_stops_and_leaves_good_checkpoints(tmp_path, small_data, capsys):
     folder = tmp_path / "run"
     flags = ["--iterations", "40", "--checkpoint-every", "1", "--learning-rate", "1e6", "--warmup", "none"]
-    with pytest.raises(UserError, match=r"at iteration \d+, learning rate 1e\+06 .*on_nan='rollback'"):
-        train(folder, *flags, "--precision", "float32", "--schedule", "constant")
+    flags += ["--precision", "float32", "--schedule", "constant"]
+    assert exit_code(["train", *TINY, "--run-dir", str(folder), *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"at iteration \d+, learning rate 1e\+06 .*--on-nan rollback", error)
+    assert error.count("\n") == 1
     checkpoints = list((folder / "checkpoints").glob("*.npz"))
     for file in checkpoints:
         with np.load(file) as archive:
@@ -241,6 +245,15 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch, train
     monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: other)
     with pytest.raises(UserError, match=r"started on other data \(built-in, here tampered\)"):
         train(folder, "--iterations", "3")
+
+
+def test_a_run_goes_on_with_the_threads_that_it_was_started_with(tmp_path, finished_run):
+    folder = shutil.copytree(finished_run[0], tmp_path / "run")
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"threads": 97}))
+    (folder / "report.json").unlink()
+    with pytest.raises(UserError, match="the number of threads cannot change to 97 in this process"):
+        main([*finished_run[1], "--run-dir", str(folder)])
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, train):

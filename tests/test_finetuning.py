@@ -248,7 +248,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, monkeypatch, tr
         (["--freeze", "all", "--train-bn"], "--train-bn says what comes after the switch; add --unfreeze-at"),
         (["--freeze", "all", "--unfreeze-learning-rate", "1"], "add --unfreeze-at ITERATION"),
         (["--freeze", "all", "--unfreeze-at", "12"], "--unfreeze-at 12 is not before the end of the training, which"),
-        (["--weights", "nowhere.keras"], "nowhere.keras' does not exist"),
+        (["--weights", "nowhere.keras"], "--weights nowhere.keras does not exist"),
         (["--weights", "."], "final.keras does not exist; finish the run first"),
     ],
 )

@@ -1,5 +1,7 @@
 """A user's own augmentation from the command line."""
 
+import hashlib
+import inspect
 import json
 import signal
 import sys
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from resnet_tf import fitting
+from resnet_tf import train as train_in_python
 from resnet_tf.cli.main import main as resnet_tf
+from resnet_tf.config import make_config
 from resnet_tf.data.loader import ArraySource, TrainLoader
 from resnet_tf.data.transforms import CustomTransform
 from resnet_tf.errors import UserError
@@ -142,6 +146,32 @@ def test_names_of_nothing(tmp_path, monkeypatch, capsys, name, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def roll(image, rng):
+    return np.roll(image, rng.integers(0, 16), axis=0)
+
+
+def test_a_function_from_python(tmp_path, shapes):
+    options = {"iterations": 2, "batch_size": 16, "device": "cpu", "verbose": False}
+    train_in_python("resnet8_v2", shapes, augment=roll, run_dir=tmp_path / "run", **options)
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["augment"] == f"{__name__}:roll"
+    assert settings["augment_sha256"] == hashlib.sha256(inspect.getsource(roll).encode()).hexdigest()
+    with pytest.raises(UserError, match="other settings: augment is "):
+        train_in_python("resnet8_v2", shapes, augment="none", run_dir=tmp_path / "run", **options)
+
+
+def test_what_a_function_is_called_in_the_settings(own):
+    name = f"{own()}:shift"
+    settings = make_config(augment=name).settings()
+    assert (settings["augment"], settings["augment_sha256"]) == (name, hashlib.sha256(SHIFT.encode()).hexdigest())
+    assert make_config(augment=len).settings()["augment"] == "builtins:len"
+    assert not {"augment", "augment_sha256"} & make_config().settings().keys()
+    assert "augment_sha256" not in make_config(augment="strong").settings()
+    for wrong in ("weak", 3):
+        with pytest.raises(UserError, match=f"augment={wrong!r} is not known; allowed: cifar, imagenet, strong, none"):
+            make_config(augment=wrong)
 
 
 def test_as_a_transform_from_python():

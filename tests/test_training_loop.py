@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,6 @@ from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
-from resnet_tf.training import trainer as loop
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
@@ -151,15 +151,30 @@ def no_flushing(monkeypatch):
 
 
 @pytest.fixture
-def all_saves(monkeypatch):
+def on_replace(monkeypatch):
+    """Makes a function of its name run before a file of a run takes its place."""
+    replace = os.replace
+
+    def before_each(call):
+        def replacing(source, target):
+            call(target.name)
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", replacing)
+
+    return before_each
+
+
+def step_of(name):
+    """The step of a checkpoint by the name of its file, None for other files."""
+    return int(name[len("step-") : -len(".npz")]) if name.startswith("step-") and name.endswith(".npz") else None
+
+
+@pytest.fixture
+def all_saves(on_replace):
     """The steps of all checkpoints, also of those that are removed again."""
-    steps, save = [], checkpoint.save
-
-    def noting(path, step, arrays, state):
-        save(path, step, arrays, state)
-        steps.append(step)
-
-    monkeypatch.setattr(checkpoint, "save", noting)
+    steps = []
+    on_replace(lambda name: steps.append(step_of(name)) if step_of(name) else None)
     return steps
 
 
@@ -210,19 +225,17 @@ def test_an_evaluation_an_epoch_and_a_checkpoint_an_evaluation_are_the_default(t
 
 
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch, all_saves):
-    class Clock:
-        now = 0.0
+    now = [0.0]
 
-        @classmethod
-        def monotonic(cls):
-            cls.now += 1e-3
-            return cls.now
+    def monotonic():
+        now[0] += 1e-3
+        return now[0]
 
     def minute(run, result):
-        Clock.now += 60
+        now[0] += 60
         return result
 
-    monkeypatch.setattr(loop, "time", Clock)
+    monkeypatch.setattr("time.monotonic", monotonic)
     hooks = dict.fromkeys(range(ITERATIONS), minute)
     run = Run(tmp_path, hooks=hooks, intervals={"evaluate_every": 100, "checkpoint_seconds": 180})
     run.go()
@@ -304,20 +317,14 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_during_an_evaluation_or_a_save(tmp_path, monkeypatch):
+def test_a_signal_during_an_evaluation_or_a_save(tmp_path, on_replace):
     run = Run(tmp_path, intervals=every(3, 100))
     run.logger.evaluated = lambda row: signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped):
         run.go()
     assert saved_steps(tmp_path) == [3]
     again = Run(tmp_path, intervals=every(100, 7))
-    save = checkpoint.save
-
-    def signal_first(*arguments):
-        signal.raise_signal(signal.SIGTERM)
-        return save(*arguments)
-
-    monkeypatch.setattr(checkpoint, "save", signal_first)
+    on_replace(lambda name: signal.raise_signal(signal.SIGTERM) if step_of(name) else None)
     with pytest.raises(Stopped):
         again.go()
     assert saved_steps(tmp_path) == [3, 7]
@@ -463,17 +470,15 @@ def test_there_is_nothing_to_roll_back_to(tmp_path):
         run.go()
 
 
-def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_end_the_training(tmp_path, on_replace):
     whole = Run(folder(tmp_path / "whole"))
     whole.go()
-    save = checkpoint.save
 
-    def full(path, step, arrays, state):
-        if step in (4, 6, 8):
+    def full(name):
+        if step_of(name) in (4, 6, 8):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(path, step, arrays, state)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    on_replace(full)
     run = Run(folder(tmp_path / "full"), hooks={8: stop_here})
     with pytest.raises(Stopped):
         run.go()
@@ -485,15 +490,15 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
     assert again.outcome() == whole.outcome()
 
 
-def test_a_disk_that_refuses_everything_but_the_checkpoints(tmp_path, monkeypatch):
-    def full(*arguments):
+def test_a_disk_that_refuses_everything_but_the_checkpoints(tmp_path, on_replace):
+    def refuse(best):
         raise OSError(errno.EROFS, "Read-only file system")
 
     whole = Run(folder(tmp_path / "whole"))
     whole.go()
     run = Run(folder(tmp_path / "full"))
-    run.training.save_best = full
-    monkeypatch.setattr(loop, "write_history", full)
+    run.training.save_best = refuse
+    on_replace(lambda name: refuse(name) if name.startswith("metrics") else None)
     run.go()
     assert any("could not write best.keras: Read-only file system" in line for line in run.logger.lines)
     assert any("could not write metrics.csv: Read-only file system" in line for line in run.logger.lines)
