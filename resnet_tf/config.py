@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.data.custom_transform import digest_of, is_function_name, name_of
-from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name, is_image_dataset, short_name
+from resnet_tf.data.dataset import check_name, is_image_dataset, short_name
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import (
     RECIPE_FIELDS,
-    RECIPES,
     Recipe,
     check_fields,
     check_validation,
@@ -33,121 +32,110 @@ QUANTIZATIONS = (None, "float16", "int8")
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
 _MAX_SEED = 2**32 - 1  # what NumPy and Keras take as a seed; more than any other number here needs
-_NETWORK, _IMAGES, _TUNING, _RUN = "network", "images", "fine-tuning", "run"
-_DEVICES = "several devices, which share each batch (docs/distributed.md)"
+# Where the flags of each group begin.
+GROUPS = {
+    "shortcut": "network",
+    "augment": "images",
+    "weights": "fine-tuning",
+    "run_dir": "run",
+    "strategy": "several devices, which share each batch (docs/distributed.md)",
+}
 
 
-def _count(default: int | None, text: str, low: int = 1, **metadata: Any) -> Any:
-    return setting(default, text, low=low, high=_MAX_SEED, parse=int, **metadata)
+def _count(default: int | None, low: int = 1, **metadata: Any) -> Any:
+    return setting(default, low=low, high=_MAX_SEED, parse=int, **metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a training, of the recipe's fields too; `make_config` makes one from keyword arguments.
+    """All settings of a training, which `train` takes as keyword arguments beside the fields of its recipe.
 
-    Each field's meaning, choices and range are in its metadata, where the flags of `resnet-tf train` come from.
+    Attributes:
+        model: network by name.
+        dataset: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]].
+        data_dir: folder or archive with CIFAR; without it, Keras' cache, then a download.
+        recipe: a recipe by name; by default the paper's, he2016 for v2 networks, else he2015.
+        seed: seed of weights, order and augmentation.
+        shortcut: by default the network's or the recipe's own.
+        width: multiplies the channels.
+        use_bias: give the convolutions a bias.
+        augment: how training images are varied, and all others framed; by default cifar, or imagenet where an image
+            folder or list trains a network of ImageNet's; or a function(image uint8 (H, W, C), numpy.random.Generator)
+            of the input size, from a file or as MODULE:FUNCTION, where the others are framed as by default.
+        input_size: side that all images get on the fly; by default the data's, of image folders and lists 32, or 224
+            for networks of ImageNet's.
+        on_bad_image: what happens where image files are unreadable, damaged or there twice.
+        weights: start from these, under a new classifier: a PyTorch checkpoint, a .keras or .weights.h5 file, the
+            folder of a run, weights that come with the package (NETWORK:NAME), or imagenet.
+        freeze: what does not train: nothing, the stem up to and including stage K, or all but the classifier.
+        unfreeze_at: from this step on everything trains.
+        unfreeze_learning_rate: highest learning rate from then on; by default as before.
+        train_bn: unfreeze batch normalization too, which otherwise stays frozen.
+        run_dir: the run's directory; runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k> on the command line.
+        overwrite: start anew where a run exists.
+        device: auto, cpu, gpu or gpu:N.
+        precision: auto is the fastest native one.
+        threads: threads an operation may use; one per core on the command line, from Python as they are.
+        steps_per_execution: steps in one compiled call; by default 1, on GPUs 10 for small images.
+        keep_on_device: hold images in the device's memory and vary them there; by default CIFAR's on GPUs.
+        jit_compile: compile the step with XLA (slower on CPUs).
+        deterministic: deterministic kernels only.
+        evaluate_every: steps between evaluations; by default an epoch.
+        checkpoint_every: steps (500) or minutes (5m) between checkpoints; by default each evaluation and every 5
+            minutes.
+        eval_train: evaluate on the training images as well.
+        tensorboard: write event files to RUN/tensorboard.
+        tensorboard_every: evaluations between its pictures and histograms.
+        on_nan: what a diverging run does.
+        strategy: mirrored for the GPUs of this machine, multiworker for the processes that TF_CONFIG names (see
+            resnet-tf launch); by default multiworker where TF_CONFIG names several, mirrored where there are several
+            GPUs, else none. From Python also a tf.distribute.Strategy.
+        replicas: GPUs that mirrored uses, by default all; or parts of the CPU.
+        sync_bn: batch normalization over all replicas; by default over each one's share.
     """
 
-    model: str = setting("resnet20_v2", "network by name (default: %(default)s)")
-    dataset: str = setting("cifar10", f"{', '.join((*DATASETS, *IMAGE_FORMS))} (default: %(default)s)")
-    data_dir: str | None = setting(None, "folder or archive with CIFAR; default: Keras' cache, then a download")
-    recipe: Recipe = setting(None, f"{', '.join(RECIPES)} (default: he2016 for v2 networks, else he2015)")
-    seed: int = _count(0, "seed of weights, order and augmentation (default: 0)", 0)
+    model: str = setting("resnet20_v2")
+    dataset: str = setting("cifar10")
+    data_dir: str | None = setting(None)
+    recipe: Recipe = setting(None)
+    seed: int = _count(0, 0)
 
-    shortcut: str | None = setting(
-        None, "default: the network's or the recipe's own", choices=SHORTCUTS, group=_NETWORK
-    )
-    width: int = _count(1, "multiplies the channels (default: 1)", group=_NETWORK)
-    use_bias: bool = setting(False, "give the convolutions a bias", group=_NETWORK)
+    shortcut: str | None = setting(None, choices=SHORTCUTS)
+    width: int = _count(1)
+    use_bias: bool = setting(False)
 
-    augment: Any = setting(
-        None,
-        "how training images are varied, and all others framed (default: cifar; imagenet where an image folder or "
-        "list trains a network of ImageNet's); or a function(image uint8 (H, W, C), numpy.random.Generator) of the "
-        "input size, from a file or as MODULE:FUNCTION; the others are then framed as by default",
-        metavar="|".join((*AUGMENTATIONS, "FILE.py:FUNCTION")),
-        group=_IMAGES,
-    )
-    input_size: int | None = _count(
-        None,
-        "side that all images get on the fly (default: the data's; of image folders and lists 32, or 224 for networks "
-        "of ImageNet's)",
-        metavar="PIXELS",
-        group=_IMAGES,
-    )
-    on_bad_image: str = setting(
-        "stop",
-        "what happens where image files are unreadable, damaged or there twice (default: %(default)s)",
-        choices=("stop", "skip"),
-        group=_IMAGES,
-    )
+    augment: Any = setting(None, metavar="|".join((*AUGMENTATIONS, "FILE.py:FUNCTION")))
+    input_size: int | None = _count(None, metavar="PIXELS")
+    on_bad_image: str = setting("stop", choices=("stop", "skip"))
 
-    weights: str | None = setting(
-        None,
-        "start from these, under a new classifier: a PyTorch checkpoint, a .keras or .weights.h5 file, the folder of a "
-        "run, weights that come with the package (NETWORK:NAME), or imagenet",
-        metavar="FILE",
-        group=_TUNING,
-    )
-    freeze: str = setting(
-        "none",
-        "what does not train: nothing, the stem up to and including stage K, or all but the classifier",
-        metavar="none|stageK|all",
-        group=_TUNING,
-    )
-    unfreeze_at: int | None = _count(None, "from here on everything trains", metavar="ITERATION", group=_TUNING)
-    unfreeze_learning_rate: float | None = setting(
-        None, "highest from then on (default: as before)", low=0, high=1e6, parse=float, metavar="RATE", group=_TUNING
-    )
-    train_bn: bool = setting(False, "unfreeze batch normalization too, which otherwise stays frozen", group=_TUNING)
+    weights: str | None = setting(None, metavar="FILE")
+    freeze: str = setting("none", metavar="none|stageK|all")
+    unfreeze_at: int | None = _count(None, metavar="ITERATION")
+    unfreeze_learning_rate: float | None = setting(None, low=0, high=1e6, parse=float, metavar="RATE")
+    train_bn: bool = setting(False)
 
-    run_dir: str | None = setting(None, "default: runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k>", group=_RUN)
-    overwrite: bool = setting(False, "start anew where a run exists", group=_RUN)
-    device: str = setting("auto", "auto, cpu, gpu or gpu:N (default: auto)", group=_RUN)
-    precision: str = setting("auto", "default: fastest native one", choices=("auto", *PRECISIONS), group=_RUN)
-    threads: int | None = _count(None, "threads an operation may use (default: one per core)", 0, group=_RUN)
-    steps_per_execution: int | None = _count(
-        None, "steps in one compiled call (default: 1, on GPUs 10)", flag="steps_per_call", group=_RUN
-    )
-    keep_on_device: str = setting(
-        "auto",
-        "hold images in the device's memory and vary them there (default: CIFAR's on GPUs)",
-        choices=("auto", "always", "never"),
-        group=_RUN,
-    )
-    jit_compile: bool = setting(False, "compile the step with XLA (slower on CPUs)", group=_RUN)
-    deterministic: bool = setting(False, "deterministic kernels only", group=_RUN)
-    evaluate_every: int | None = _count(
-        None, "iterations between evaluations (default: an epoch)", flag="eval_every", group=_RUN
-    )
-    checkpoint_every: int | str | None = setting(
-        None,
-        "iterations (500) or minutes (5m) between checkpoints (default: each evaluation and every 5 minutes)",
-        group=_RUN,
-    )
-    eval_train: bool = setting(False, "evaluate on the training images as well", group=_RUN)
-    tensorboard: bool = setting(False, "write event files to RUN/tensorboard", group=_RUN)
-    tensorboard_every: int = _count(
-        5, "evaluations between its pictures and histograms (default: %(default)s)", metavar="N", group=_RUN
-    )
-    on_nan: str = setting("stop", "what a diverging run does", choices=("stop", "rollback"), group=_RUN)
+    run_dir: str | None = setting(None)
+    overwrite: bool = setting(False)
+    device: str = setting("auto")
+    precision: str = setting("auto", choices=("auto", *PRECISIONS))
+    threads: int | None = _count(None, 0)
+    steps_per_execution: int | None = _count(None, flag="steps_per_call")
+    keep_on_device: str = setting("auto", choices=("auto", "always", "never"))
+    jit_compile: bool = setting(False)
+    deterministic: bool = setting(False)
+    evaluate_every: int | None = _count(None, flag="eval_every")
+    checkpoint_every: int | str | None = setting(None)
+    eval_train: bool = setting(False)
+    tensorboard: bool = setting(False)
+    tensorboard_every: int = _count(5, metavar="N")
+    on_nan: str = setting("stop", choices=("stop", "rollback"))
 
-    strategy: Any = setting(
-        "auto",
-        "mirrored: the GPUs of this machine; multiworker: the processes that TF_CONFIG names, see resnet-tf launch "
-        "(default: multiworker where TF_CONFIG names several, mirrored where there are several GPUs, else none)",
-        choices=("auto", "none", "mirrored", "multiworker", "tpu"),
-        group=_DEVICES,
-    )
-    replicas: int | None = _count(
-        None, "GPUs that mirrored uses (default: all); or parts of the CPU", metavar="N", group=_DEVICES
-    )
-    sync_bn: bool = setting(
-        False, "batch normalization over all replicas (default: over each one's share)", group=_DEVICES
-    )
+    strategy: Any = setting("auto", choices=("auto", "none", "mirrored", "multiworker", "tpu"))
+    replicas: int | None = _count(None, metavar="N")
+    sync_bn: bool = setting(False)
 
-    augment_sha256: str | None = setting(None, flag=None)
-    model_sha256: str | None = setting(None, flag=None)
+    augment_sha256: str | None = setting(None)
+    model_sha256: str | None = setting(None)
 
     @property
     def builder(self) -> dict[str, Any]:

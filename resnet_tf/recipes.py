@@ -1,29 +1,30 @@
 """Training recipes as data: the papers' settings, and ours. Imports no TensorFlow."""
 
 import dataclasses
+import inspect
 import numbers
+import re
 from typing import Any
 
 from resnet_tf.errors import UserError
 
 
 def setting(
-    default: Any,
-    text: str = "",
-    *,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    **metadata: Any,
+    default: Any, *, choices: tuple[str, ...] | None = None, low: Any = None, high: Any = None, **more: Any
 ) -> Any:
-    """A dataclass field that carries what its check and its command-line flag need: help, choices or range.
+    """A dataclass field with its choices or its range, `low` and `high` included; what it means is in the docstring.
 
-    `low` and `high` are allowed themselves. `metadata` may give "flag" (where it is not the name), "parse" (text to
-    value), "metavar" and "group"; "flag": None makes no flag.
+    Its flag on the command line is made from this: `more` may give "flag" (where that is not the name; None for no
+    flag), "parse" (text to value) and "metavar".
     """
-    return dataclasses.field(
-        default=default, metadata={"help": text, "choices": choices, "low": low, "high": high, **metadata}
-    )
+    return dataclasses.field(default=default, metadata={"choices": choices, "low": low, "high": high, **more})
+
+
+def attribute_texts(cls: type) -> dict[str, str]:
+    """What the docstring of a class says of each attribute."""
+    section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def check_fields(instance: Any) -> None:
@@ -113,62 +114,32 @@ class Recipe:
 
     name: str
     about: str
-    batch_size: int = setting(128, "images a step", low=1, high=1_000_000)
-    iterations: int | None = setting(
-        None, "steps in all; drops and warm-up keep their proportions", low=1, high=10**9, parse=int
-    )
-    epochs: float | None = setting(
-        None, "length in epochs instead of iterations; a warm-up keeps its iterations", low=1e-9, high=1e6, parse=float
-    )
-    learning_rate: float = setting(0.1, "highest learning rate", low=0, high=1e6)
+    batch_size: int = setting(128, low=1, high=1_000_000)
+    iterations: int | None = setting(None, low=1, high=10**9, parse=int)
+    epochs: float | None = setting(None, low=1e-9, high=1e6, parse=float)
+    learning_rate: float = setting(0.1, low=0, high=1e6)
     schedule: str = setting("piecewise", choices=("piecewise", "cosine", "onecycle", "plateau", "constant"))
-    drops: tuple[float, ...] = setting(
-        (0.5, 0.75), "comma-separated fractions of the length, such as 0.5,0.75", parse=floats
-    )
+    drops: tuple[float, ...] = setting((0.5, 0.75), parse=floats)
     drop_factor: float = setting(0.1, low=0, high=1.0)
     start_factor: float = setting(0.1, low=0, high=1.0)
     rise: float = setting(0.25, low=0, high=1.0)
     monitor: str = setting("validation-accuracy", choices=("validation-accuracy", "minibatch-loss"))
     patience: int = setting(10, low=1, high=1_000_000)
-    warmup: str = setting(
-        "none",
-        "low learning rate at the start: constant, or (linear) growing",
-        choices=("none", "iterations", "error", "linear"),
-    )
+    warmup: str = setting("none", choices=("none", "iterations", "error", "linear"))
     warmup_iterations: int = setting(0, low=0, high=10**9)
     warmup_learning_rate: float = setting(0.01, low=0, high=1e6)
     momentum: float = setting(0.9, low=0, high=1.0)
     nesterov: bool = setting(False)
-    weight_decay: float = setting(1e-4, "lambda of the gradient term lambda*w", low=0, high=1e3)
-    decay: str = setting("kernels", "which variables decay", choices=("kernels", "all"))
+    weight_decay: float = setting(1e-4, low=0, high=1e3)
+    decay: str = setting("kernels", choices=("kernels", "all"))
     optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw"))
-    clip_norm: float | None = setting(None, "largest global norm of the gradients", low=1e-9, high=1e9, parse=float)
-    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", low=0, high=0.99)
-    class_weights: str = setting(
-        "none", "balanced: every class counts alike, however many images it has", choices=("none", "balanced")
-    )
-    accumulate: int = setting(
-        1, "equal microbatches in which a batch is computed, to save memory (default: 1)", low=1, high=1_000_000
-    )
-    ema: float | None = setting(
-        None,
-        "decay of a moving average of the weights, such as 0.999, that is validated and saved in their place",
-        parse=float,
-    )
-    early_stopping: int = setting(
-        0,
-        "evaluations without a better validation accuracy after which it ends (0: never); from --unfreeze-at on, "
-        "where that is given",
-        low=0,
-        high=1_000_000,
-    )
-    validation_size: float = setting(
-        0.1,
-        "part of the training images kept for validation: fraction, or count; 0 trains on all",
-        low=0,
-        high=1e9,
-        parse=fraction_or_count,
-    )
+    clip_norm: float | None = setting(None, low=1e-9, high=1e9, parse=float)
+    label_smoothing: float = setting(0.0, low=0, high=0.99)
+    class_weights: str = setting("none", choices=("none", "balanced"))
+    accumulate: int = setting(1, low=1, high=1_000_000)
+    ema: float | None = setting(None, parse=float)
+    early_stopping: int = setting(0, low=0, high=1_000_000)
+    validation_size: float = setting(0.1, low=0, high=1e9, parse=fraction_or_count)
     pad: int = setting(4, low=0, high=1000)
     pad_mode: str = setting("mean", choices=("mean", "black", "reflect"))
     shortcut: str | None = setting(None, flag=None)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 from resnet_tf.config import PRECISIONS
 from resnet_tf.errors import UserError
+from resnet_tf.recipes import attribute_texts
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,29 +40,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def add_flags(
-    parser: argparse.ArgumentParser,
-    fields: Iterable[dataclasses.Field],
-    defaults: bool = True,
-    group: str | None = None,
-) -> None:
-    """Add a flag for each field made with `recipes.setting`; without `defaults`, one that is not given is None."""
-    groups: dict[str | None, Any] = {None: parser}
+def add_flags(group: Any, cls: type, fields: Iterable[dataclasses.Field], defaults: bool = True) -> None:
+    """Add a flag for each of the fields of a class; without `defaults`, one that is not given is None."""
+    texts = attribute_texts(cls)
     for field in fields:
         meta, default = field.metadata, field.default if defaults else None
         name = meta.get("flag", field.name)
         if name is None:
             continue
-        title = group or meta.get("group")
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        options: dict[str, Any] = {"dest": field.name, "default": default, "help": meta.get("help") or None}
+        shown = default is not None and not isinstance(default, bool)
+        options: dict[str, Any] = {"dest": field.name, "default": default}
+        text = texts[field.name].rstrip(".").replace("`", "").replace("%", "%%")
+        options["help"] = text + (" (default: %(default)s)" if shown else "")
         if isinstance(field.default, bool):
             options["action"] = "store_true" if defaults else argparse.BooleanOptionalAction
         else:
             kind = meta.get("parse") or (str if field.default is None else type(field.default))
-            options |= {"type": kind, "choices": meta.get("choices"), "metavar": meta.get("metavar")}
-        groups[title].add_argument(f"--{name.replace('_', '-')}", **options)
+            options |= {"type": kind, "choices": meta.get("choices")}
+            options["metavar"] = meta.get("metavar") or (None if options["choices"] else name.upper())
+        group.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:

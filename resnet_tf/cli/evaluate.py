@@ -10,10 +10,11 @@ from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
 from resnet_tf.process import load_tensorflow
+from resnet_tf.recipes import attribute_texts
 from resnet_tf.saving import NO_DATASET, model_path, read_sidecar
 
 MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
-DATA_DIR_HELP = TrainConfig.__dataclass_fields__["data_dir"].metadata["help"]
+DATA_DIR_HELP = attribute_texts(TrainConfig)["data_dir"]
 
 
 def make_parser() -> Parser:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.command import Parser, add_flags, integers
-from resnet_tf.config import OPTIONS, default_run_dir, make_config
+from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, default_run_dir, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.process import load_tensorflow
-from resnet_tf.recipes import RECIPE_FIELDS, RECIPES
+from resnet_tf.recipes import RECIPE_FIELDS, RECIPES, Recipe
 from resnet_tf.training.cluster import LAUNCHED, read_cluster_spec, stop_with_launcher
 from resnet_tf.training.run_dir import RunDir, check_resumable, describe_report
 
@@ -29,11 +29,14 @@ def make_parser() -> Parser:
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and exit")
     parser.add_argument("--list-models", action="store_true", help="print the networks and exit")
     parser.add_argument("--seeds", type=integers, metavar="K,K,…", help="several runs in turn, one folder each")
-    add_flags(parser, OPTIONS)
-    title = "recipe fields, overriding the recipe's own"
-    parser.add_argument_group(title)
-    add_flags(parser, RECIPE_FIELDS, defaults=False, group=title)
-    parser.add_argument(
+    group: Any = parser
+    for field in OPTIONS:
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        add_flags(group, TrainConfig, [field])
+    group = parser.add_argument_group("recipe fields, overriding the recipe's own")
+    add_flags(group, Recipe, RECIPE_FIELDS, defaults=False)
+    group.add_argument(
         "--scale-learning-rate",
         action="store_true",
         help="times --batch-size over the recipe's own batch size; --warmup linear then starts at the unscaled one",
