@@ -5,16 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from resnet_tf.cli.request import parse_request
-from resnet_tf.cli.train_options import make_parser
 
-from resnet_tf.cli import reproduce
+from resnet_tf.cli import reproduce, train
+from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.reports import tables
-from resnet_tf.reports.results_page import results_page
 from resnet_tf.reports.runs import archive_run, read_results
-from resnet_tf.reports.tables import ablations_table, noise_threshold, results_table, seed_deviation
+from resnet_tf.reports.tables import ablations_table, noise_threshold, results_page, results_table, seed_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -22,7 +20,7 @@ RESULTS = ROOT / "results"
 
 def fake_run(folder, top1, *flags, source="original", best=None, images=10_000, validation=5_000):
     """A folder as a finished run of these flags leaves it, with made-up accuracies."""
-    settings = parse_request(make_parser().parse_args(list(flags))).settings()
+    settings = make_config(**train.parse_options(list(flags))).settings()
     settings |= {"data.source": source, "data.fingerprint": source, "precision": "float32", "threads": 2}
     report = {
         "settings": settings,
@@ -374,5 +372,5 @@ def test_another_run_is_not_overwritten(tmp_path):
     run = fake_run(tmp_path / "run", 0.9)
     (run / "metrics.csv").write_text("")
     fake_run(tmp_path / "results" / "mine", 0.9, "--nesterov")
-    with pytest.raises(UserError, match="does not hold this run; pass another --name"):
+    with pytest.raises(UserError, match="does not hold this run; pass another name="):
         archive_run(run, tmp_path / "results", "mine")

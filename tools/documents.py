@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.pretrained import zoo as shipped
-from resnet_tf.reports.results_page import results_page, short_table
+from resnet_tf.reports.tables import results_page, short_table
 from tools.api_page import api_page
 from tools.blocks import replace_block
 from tools.command_pages import FOLDER, command_page, commands_table

@@ -12,8 +12,7 @@ from resnet_tf.data.loader import TrainLoader
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState, checkpoint_variables
-from resnet_tf.training.distribute import DecisionSync, Distribution
-from resnet_tf.training.evaluator import Evaluator
+from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
 from resnet_tf.training.fine_tune import UnfreezeAt
 from resnet_tf.training.logs import COLUMNS, History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
