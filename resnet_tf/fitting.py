@@ -284,8 +284,7 @@ class _Run:
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
-            step=self.steps[0],
-            multi_step=self.steps[1],
+            step_functions=self.steps,
             steps_per_execution=self.steps_per_execution,
             schedule=self.schedule,
             loader=loader,

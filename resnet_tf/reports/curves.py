@@ -60,10 +60,7 @@ def smooth(values: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64]
 
 
 def envelope(values: NDArray[np.float64], points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lowest and highest of each of `points` stretches of a long series, with positions counted from 1.
-
-    A short series comes back as it is. Drawing any length so costs the same.
-    """
+    """Positions, from 1, and lowest and highest values of stretches of a long series; a short one as it is."""
     if len(values) <= 2 * points:
         return np.arange(1, len(values) + 1, dtype=np.float64), np.asarray(values, np.float64)
     edges = np.linspace(0, len(values), points + 1).astype(int)[:-1]

@@ -60,10 +60,7 @@ def pixels(made: Any, dpi: int = 80) -> NDArray[np.uint8]:
 
 
 def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Any:
-    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class.
-
-    Few classes stand side by side, many one above the other, set small and with numbers only where there are images.
-    """
+    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class."""
     few = len(class_names) <= 25
     side = max(3.5, len(class_names) * (0.52 if few else 0.15)) + 1.2
     made = figure(2 * side, side + 0.2) if few else figure(side, 2 * side)

@@ -127,10 +127,7 @@ def overrides(settings: Settings) -> tuple[str, ...]:
 
 
 def archive_run(run: Path, place: Path, name: str | None = None) -> Path:
-    """Copy the settings, report, command, metrics and curves of a finished run to a folder below `place`.
-
-    Raises UserError where the run is not finished, `name` is a path, or the target folder holds something else.
-    """
+    """Copy a finished run's settings, report, command, metrics and curves to a folder of its own below `place`."""
     settings, report = read_run(run)
     if report is None:
         raise UserError(f"{run} is not finished; run its command again first")

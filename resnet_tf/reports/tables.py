@@ -162,10 +162,7 @@ ABLATIONS = (
 
 
 def find_ablations(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult], list[RunResult]]]:
-    """Title and runs of both sides wherever groups differ in one ablation's change and in nothing else.
-
-    Both sides are of the same seeds in the same order: the seed decides which images are kept for validation.
-    """
+    """Title and runs of both sides, of equal seeds (and splits), where runs differ in one ablation's change alone."""
     found = []
     for ablation in ABLATIONS:
         pairs: dict[str, dict[str | None, dict[int, RunResult]]] = {}
@@ -196,11 +193,7 @@ def ablations_table(results: Sequence[RunResult]) -> str:
 
 
 def noise_threshold(first: float, second: float, test_images: int, seeds: int, seed_deviation: float) -> float:
-    """Twice the standard deviation of the difference of two errors (percent), in points.
-
-    The test images are a sample (binomial, as if each network saw its own), and a training is one draw of many,
-    `seeds` of them on each side.
-    """
+    """Twice the standard deviation (points) of the difference of two errors (percent), by images and seeds."""
     sampling = sum(error * (100 - error) / test_images for error in (first, second))
     return 2 * math.sqrt(sampling + 2 * seed_deviation**2 / seeds)
 

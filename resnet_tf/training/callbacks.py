@@ -168,10 +168,7 @@ class TensorBoardLog(Callback):
 
 
 def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
-    """The kernels of the first convolution side by side, uint8 (H, W, 3), or None where there is no convolution.
-
-    Zero is gray. Kernels over three channels are shown as colors, others as the mean over their channels.
-    """
+    """Kernels of the first convolution side by side, uint8 (H, W, 3), zero in gray, in color if over three channels."""
     first = next((layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
     if first is None:
         return None

@@ -26,10 +26,7 @@ _PERIOD = 1.0  # seconds that several workers aim at between two decisions: a si
 
 
 class Distribution:
-    """All `count` replicas of a run, of which `local` are in this process, number `index` of `workers`.
-
-    `strategy` is TensorFlow's, None for one device. The chief, number 0, writes what the run writes.
-    """
+    """The `count` replicas of a run, `local` of them in this process, number `index` of `workers` (0: the chief)."""
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None, workers: int = 1, index: int = 0) -> None:
         self.strategy, self.workers, self.index = strategy, workers, index
@@ -208,10 +205,7 @@ def _tpu() -> tf.distribute.Strategy:
 def make_evaluator(
     model: keras.Model, subset: Subset, classes: int, distribution: Distribution, image_dtype: tf.DType = tf.uint8
 ) -> Evaluator:
-    """A function that returns a model's loss and accuracy on a subset of the images, in float32.
-
-    Each worker scores its shard, each image counts once, and all workers get the same two numbers.
-    """
+    """A function for loss and accuracy on a subset: each worker scores its shard, and all get the same numbers."""
     view = fused_view(model)
     forward = compiled_forward(view, image_dtype) if distribution.strategy is None else distribution.forward(view)
     shard = subset.shard(distribution.index, distribution.workers)
@@ -240,11 +234,7 @@ def worker_lost_error(error: Exception) -> UserError | None:
 
 
 class DecisionSync:
-    """Makes all workers stop and save at the same step, as one that does so alone is missed in the next step.
-
-    Clocks differ, and signals arrive at different moments; so the workers compare notes every so many steps, as many
-    as the chief says.
-    """
+    """Makes all workers stop and save at the same step: they compare notes every so many, as the chief's clock says."""
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
@@ -257,10 +247,7 @@ class DecisionSync:
         return known_to_all or steps >= self._block or (known_here and self.alone)
 
     def sync_decisions(self, steps: int, signal: int | None, save: bool) -> tuple[int | None, bool]:
-        """The signal that stops all workers, if any has got one, and whether all save, as the chief's clock says.
-
-        `signal` and `save` are what this worker knows of, `steps` those since the last decision.
-        """
+        """The signal that stops all workers, if any has got one, and whether all save, given what this one knows."""
         if self.alone:
             return signal, save
         took = (time.monotonic() - self._began) / max(1, steps)

@@ -14,14 +14,12 @@ from resnet_tf.reports.runs import COMMAND, REPORT, SETTINGS, Settings, describe
 _WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
-_ANOTHER_OR_ANEW = "give another run_dir=…, or overwrite=True to start anew"
+_ANOTHER = "give another run_dir=…"
+_ANOTHER_OR_ANEW = f"{_ANOTHER}, or overwrite=True to start anew"
 
 
 class RunDir:
-    """Where a run keeps its settings, log, checkpoints, models and report.
-
-    Nothing is created before `lock`; with `read_only`, as on workers other than the chief, nothing ever is.
-    """
+    """Settings, log, checkpoints, models and report of a run; made by `lock`, and never written with `read_only`."""
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
@@ -38,14 +36,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise _refused(f"{self.path} cannot be written ({error.strerror})") from error
+            raise UserError(f"run folder {self.path} cannot be written ({error.strerror}); {_ANOTHER}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise _refused(f"{self.path} is in use by {owner}") from error
+            raise UserError(f"run folder {self.path} is in use by {owner}; wait for it or {_ANOTHER}") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -80,9 +78,9 @@ class RunDir:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _refused(f"{self.path} cannot be read ({error.strerror})") from error
+            raise UserError(f"run folder {self.path} cannot be read ({error.strerror}); {_ANOTHER}") from error
         if foreign:
-            raise _refused(f"{self.path} is not empty and is not a run folder (found {min(foreign)})")
+            raise UserError(f"{self.path} is not empty and is not a run folder (found {min(foreign)}); {_ANOTHER}")
 
     def create(self, settings: Settings, command: str | None = None) -> None:
         """Write the settings of a new run, and the command that asked for it."""
@@ -115,37 +113,27 @@ class RunDir:
 
 
 def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None:
-    """Raise UserError unless a run with the `saved` settings can go on under the `current` ones.
-
-    `current` may leave out what its caller does not know yet, such as the digests of data and weights.
-    """
+    """Raise UserError unless a `saved` run can go on under the `current` settings, as far as those are known."""
+    folder = f"run folder {run_dir.path}"
     asked = DEFAULTS | {key: value for key, value in current.items() if key not in _DERIVED}
     known = DEFAULTS | saved
     if differences := describe_diff({key: known.get(key) for key in asked}, asked):
-        raise _refused(f"{run_dir.path} belongs to a run of other settings: {differences}")
+        raise UserError(f"{folder} belongs to a run of other settings: {differences}; {_ANOTHER_OR_ANEW}")
     if "data.fingerprint" not in current:
         return
     if saved.get("weights.sha256") != current.get("weights.sha256"):
-        raise _refused(f"{run_dir.path} was started from other weights than {current.get('weights')} holds now")
+        weights = current.get("weights")
+        raise UserError(f"{folder} was started from other weights than {weights} holds now; {_ANOTHER_OR_ANEW}")
     if saved["data.fingerprint"] != current["data.fingerprint"]:
         sources = f"{saved['data.source']}, here {current['data.source']}"
-        raise _refused(f"{run_dir.path} was started on other data ({sources}); give that data_dir=…")
-
-
-def _refused(what: str) -> UserError:
-    return UserError(f"run folder {what}; {_ANOTHER_OR_ANEW}")
+        raise UserError(f"{folder} was started on other data ({sources}); give that data, {_ANOTHER_OR_ANEW}")
 
 
 def describe_report(report: dict[str, Any]) -> str:
     """The result of a run in a line or two."""
-    settings, test, best, last = (
-        report["settings"],
-        report["test"],
-        report.get("best"),
-        f"{report['iterations']} iterations",
-    )
+    test, best, last = report["test"], report.get("best"), f"{report['iterations']} iterations"
     if test is not None:
-        of = f"loss {test['loss']:.4f}, {test['images']} images, {settings['data.source']}"
+        of = f"loss {test['loss']:.4f}, {test['images']} images, {report['settings']['data.source']}"
         lines = [f"test accuracy {100 * test['top1']:.2f} % ({of}) after {last}"]
     elif (accuracy := report["training"]["last_validation_accuracy"]) is not None:
         validation = f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"
