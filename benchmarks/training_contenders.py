@@ -64,7 +64,7 @@ def whole_loop(model: str, policy: str) -> None:
     training = Trainer(
         model=network,
         optimizer=optimizer,
-        step=step,
+        step_functions=(step, step),
         schedule=Schedule(RECIPES["he2015"], 0),
         loader=batches,
         evaluate=None,

@@ -24,8 +24,7 @@ from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
 from resnet_tf.saving import check_classes, check_trainable, save_model
 from resnet_tf.training.callbacks import StopTraining, make_callbacks
-from resnet_tf.training.distribute import make_distribution, worker_lost_error
-from resnet_tf.training.evaluator import Evaluator, make_evaluator
+from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
 from resnet_tf.training.fine_tune import InitialWeights, UnfreezeAt, all_trainable, describe_trainable, freeze
 from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
@@ -285,8 +284,7 @@ class _Run:
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
-            step=self.steps[0],
-            multi_step=self.steps[1],
+            step_functions=self.steps,
             steps_per_execution=self.steps_per_execution,
             schedule=self.schedule,
             loader=loader,

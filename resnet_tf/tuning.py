@@ -14,8 +14,9 @@ from resnet_tf.config import make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fitting import train
+from resnet_tf.reports.runs import describe_diff
 from resnet_tf.training.callbacks import StopTraining
-from resnet_tf.training.run_dir import RunDir, describe_diff
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.trainer import Diverged
 
 _SETTINGS = ("model", "dataset", "recipe", "epochs", "seed", "shortcut")

@@ -144,7 +144,7 @@ def test_without_test_images_the_report_says_so(tmp_path, tree, capsys):
 def test_a_report_without_any_measurement():
     report = {"settings": {}, "test": None, "training": {"last_validation_accuracy": None}, "iterations": 3}
     assert describe_report(report) == (
-        "no test images; and no validation images: nothing is known of its accuracy after 3 iterations"
+        "no test images and no validation images: nothing is known of its accuracy after 3 iterations"
     )
 
 

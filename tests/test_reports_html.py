@@ -136,5 +136,5 @@ def test_without_matplotlib_the_tables_are_written(finished_run, small_data, tmp
 
 def test_a_report_that_cannot_be_written(finished_run, small_data, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="--report"):
+    with pytest.raises(UserError, match="report="):
         evaluate.main([str(finished_run[0]), "--report", str(tmp_path / "file")])

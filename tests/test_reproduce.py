@@ -12,9 +12,8 @@ from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.reports import tables
-from resnet_tf.reports.results_page import results_page
 from resnet_tf.reports.runs import archive_run, read_results
-from resnet_tf.reports.tables import ablations_table, noise_threshold, results_table, seed_deviation
+from resnet_tf.reports.tables import ablations_table, noise_threshold, results_page, results_table, seed_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

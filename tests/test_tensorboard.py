@@ -62,7 +62,7 @@ def test_looking_changes_nothing(train, tmp_path):
 
 
 def test_the_picture_of_the_filters():
-    from resnet_tf.training.tensorboard import picture_of_filters
+    from resnet_tf.training.callbacks import picture_of_filters
 
     model = build_model("resnet8_v2")
     kernel = np.zeros((3, 3, 3, 16), np.float32)

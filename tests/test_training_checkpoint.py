@@ -106,7 +106,7 @@ def test_no_whole_one_left(tmp_path, damage):
     save(tmp_path, 5, 10)
     for step in (5, 10):
         damage(tmp_path / f"step-0000000{step:02}.npz")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*--overwrite.*--run-dir"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*overwrite=True.*run_dir="):
         checkpoint.load_newest(tmp_path)
 
 

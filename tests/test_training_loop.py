@@ -72,7 +72,7 @@ class Run:
         self.training = Trainer(
             model=self.model,
             optimizer=self.optimizer,
-            step=self.step,
+            step_functions=(self.step, self.step),
             schedule=self.schedule,
             loader=TrainLoader(),
             evaluate=self.validation if validate else None,

@@ -3,7 +3,8 @@ import os
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.training.run_dir import RunDir, describe_diff
+from resnet_tf.reports.runs import describe_diff
+from resnet_tf.training.run_dir import RunDir
 
 HOLD = """
 import sys
@@ -150,7 +151,7 @@ def test_the_log_outlives_a_folder_that_refuses(tmp_path):
 
 
 def test_difference_of_settings():
-    assert describe_diff({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) is None
+    assert describe_diff({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) == ""
     assert describe_diff({"a": 1}, {"a": 2}) == "a is 1 there, 2 here"
     assert describe_diff({"a": 1}, {"b": "x"}) == 'a is 1 there, null here; b is null there, "x" here'
     many = describe_diff(dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2))

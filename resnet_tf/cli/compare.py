@@ -6,9 +6,9 @@ from typing import Any
 
 from resnet_tf.cli.command import Parser
 from resnet_tf.errors import UserError
-from resnet_tf.reports.compare import compare_runs
 from resnet_tf.reports.curves import draw_comparison
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save
+from resnet_tf.reports.runs import compare_runs
 from resnet_tf.training.logs import read_history, read_metrics
 
 

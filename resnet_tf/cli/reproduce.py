@@ -14,9 +14,8 @@ from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import check_name, fingerprint
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
-from resnet_tf.reports.results_page import PAGE, results_page
 from resnet_tf.reports.runs import SETTINGS, RunResult, archive_run, matches, read_results, run_folders
-from resnet_tf.reports.tables import ablations_table, results_table
+from resnet_tf.reports.tables import PAGE, ablations_table, results_page, results_table
 
 # Given by the flags of this command, or by the folder that it chooses.
 _OWN_FLAGS = ("--model", "--seed", "--seeds", "--recipe", "--data-dir", "--dataset", "--run-dir", "--overwrite")

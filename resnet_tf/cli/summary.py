@@ -39,8 +39,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"plot={str(plot)!r} has no known ending; allowed: .png, .pdf, .svg")
     load_tensorflow()
-    from resnet_tf.reports.architecture import draw_network
-    from resnet_tf.reports.plots import save
+    from resnet_tf.reports.plots import draw_network, save
     from resnet_tf.saving import build_or_load
     from resnet_tf.summary import boxes_of, describe_summary, summarize
 

@@ -60,10 +60,7 @@ def smooth(values: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64]
 
 
 def envelope(values: NDArray[np.float64], points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lowest and highest of each of `points` stretches of a long series, so that drawing any length costs the same.
-
-    Returns positions counted from 1, and values; a short series comes back as it is.
-    """
+    """Positions, from 1, and lowest and highest values of stretches of a long series; a short one as it is."""
     if len(values) <= 2 * points:
         return np.arange(1, len(values) + 1, dtype=np.float64), np.asarray(values, np.float64)
     edges = np.linspace(0, len(values), points + 1).astype(int)[:-1]
@@ -74,8 +71,8 @@ def envelope(values: NDArray[np.float64], points: int) -> tuple[NDArray[np.float
 def save_curves(run: TrainingHistory, folder: Path) -> None:
     """Write curves.png and curves.pdf into a folder."""
     made = draw_curves(run)
-    save(made, folder / "curves.png")
-    save(made, folder / "curves.pdf")
+    for suffix in ("png", "pdf"):
+        save(made, folder / f"curves.{suffix}")
 
 
 def draw_curves(run: TrainingHistory) -> Any:
@@ -92,12 +89,12 @@ def draw_curves(run: TrainingHistory) -> Any:
         learning_rate.margins(y=0.2)
     else:
         learning_rate.set_ylim(bottom=0)
+    text = {"fontsize": 8, "ha": "right", "va": "top", "rotation": 90 if len(drops) > 4 else 0}
+    text |= {"xycoords": ("data", "axes fraction"), "xytext": (-4, -4), "textcoords": "offset points"}
     for drop in drops:
         for axes in (loss, accuracy, learning_rate):
             axes.axvline(drop, color="black", lw=0.9, ls=(0, (2, 3)))
-        text = {"fontsize": 8, "ha": "right", "va": "top", "rotation": 90 if len(drops) > 4 else 0}
-        place = {"xycoords": ("data", "axes fraction"), "xytext": (-4, -4), "textcoords": "offset points"}
-        learning_rate.annotate(f"drop at {drop}", (drop, 1), **place, **text)
+        learning_rate.annotate(f"drop at {drop}", (drop, 1), **text)
     steps = run.steps_per_epoch
     loss.secondary_xaxis("top", functions=(lambda i: i / steps, lambda e: e * steps)).set_xlabel("epoch")
     made.suptitle(literal(run.name))

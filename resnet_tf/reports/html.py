@@ -14,15 +14,12 @@ from resnet_tf.reports.metrics import Predictions, expected_calibration_error, m
 from resnet_tf.reports.plots import can_draw, draw_calibration, draw_confusion, draw_examples, save
 
 _COLUMNS = ("class", "precision", "recall", "f1", "support")
-_CONFUSIONS = 10  # pairs of classes that the page names
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#111;background:#fff;max-width:70rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #bbb}
 table{border-collapse:collapse}th,td{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}img{max-width:100%;height:auto}
-.numbers{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;padding:0}.numbers li{list-style:none}
-.numbers b{display:block;font-size:1.4rem}.scroll{overflow-x:auto}
-""".strip()
+th:first-child,td:first-child{text-align:left}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
+.numbers{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;padding:0;list-style:none}.numbers b{display:block}
+"""
 
 
 def write_report(
@@ -37,8 +34,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write per_class.csv, report.json, report.html and, with matplotlib, confusion, examples and calibration.png.
 
-    `images[i]` is image i, uint8 (H, W, C); `numbers` are loss, top1, top5, images and more for report.json, whose
-    content is returned; `more_pictures` are headings and PNG files that the page shows after its own.
+    `images[i]` is image i, uint8 (H, W, C); `numbers` (loss, top1, top5, images, …) go into report.json, whose content
+    is returned; `more_pictures` are headings and PNG files for the end of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     confusion, names = predictions.confusion(), predictions.class_names
@@ -47,8 +44,7 @@ def write_report(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for name, *values, support in rows:
-        writer.writerow([name, *("" if value is None else f"{value:.6f}" for value in values), support])
+    writer.writerows([name, *("" if v is None else f"{v:.6f}" for v in values), n] for name, *values, n in rows)
     write_text(folder / "per_class.csv", text.getvalue())
     report = {
         **numbers,
@@ -58,52 +54,48 @@ def write_report(
     }
     pictures = []
     if can_draw():
-        for heading, made in (
-            ("Confusion matrix", draw_confusion(confusion, names)),
-            ("Examples", draw_examples(images, predictions, examples)),
-            ("Calibration", draw_calibration(predictions)),
-        ):
-            pictures.append((heading, folder / f"{heading.split()[0].lower()}.png"))
+        figures = {
+            "Confusion": draw_confusion(confusion, names),
+            "Examples": draw_examples(images, predictions, examples),
+            "Calibration": draw_calibration(predictions),
+        }
+        for heading, made in figures.items():
+            pictures.append((heading, folder / f"{heading.lower()}.png"))
             save(made, pictures[-1][1])
     write_json(folder / "report.json", report)
-    pairs = [(names[true], names[predicted], str(n)) for true, predicted, n in most_confused(confusion, _CONFUSIONS)]
+    pairs = [(names[true], names[predicted], str(n)) for true, predicted, n in most_confused(confusion, 10)]
     write_text(folder / "report.html", _page(title, report, rows, pairs, [*pictures, *more_pictures]))
     return report
 
 
-def _page(
-    title: str,
-    report: dict[str, Any],
-    rows: Sequence[Any],
-    confusions: Sequence[Sequence[str]],
-    pictures: Sequence[tuple[str, Path]],
-) -> str:
+def _page(title: str, report: dict[str, Any], rows: Any, confusions: Any, pictures: Sequence[tuple[str, Path]]) -> str:
     """A page that needs no other file: pictures are in it."""
     numbers = {
-        "top-1 accuracy": f"{100 * report['top1']:.2f} %",
-        "top-5 accuracy": f"{100 * report['top5']:.2f} %",
+        "top-1 accuracy": _percent(report["top1"]),
+        "top-5 accuracy": _percent(report["top5"]),
         "loss (cross-entropy, nats)": f"{report['loss']:.4f}",
-        "expected calibration error": f"{100 * report['calibration_error']:.2f} %",
+        "expected calibration error": _percent(report["calibration_error"]),
         "images": f"{report['images']}",
     }
     items = "".join(f"<li><b>{value}</b>{name}</li>" for name, value in numbers.items())
     body = [f"<h1>{escape(title)}</h1>", f'<ul class="numbers">{items}</ul>']
     if "data_source" in report:
         body.append(f"<p>Data: {escape(report['data_source'])}</p>")
-    cells = [(name, *(_percent(value) for value in values), str(images)) for name, *values, images in rows]
-    body += ["<h2>Per class</h2>", _table(_COLUMNS, cells), "<h2>Most frequent confusions</h2>"]
-    confused = _table(("true", "predicted", "images"), confusions)
-    body.append(confused if confusions else "<p>None: every image was predicted correctly.</p>")
+    cells = [(name, *map(_percent, values), str(support)) for name, *values, support in rows]
+    confused = _table(("true", "predicted", "images"), confusions) if confusions else "<p>None.</p>"
+    body += ["<h2>Per class</h2>", _table(_COLUMNS, cells), "<h2>Most frequent confusions</h2>", confused]
     for heading, path in pictures:
         data = base64.b64encode(path.read_bytes()).decode()
         alt = escape(heading)
         body += [f"<h2>{alt}</h2>", f'<p><img alt="{alt}" src="data:image/png;base64,{data}"></p>']
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-    )
     content = "\n".join(body)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{content}\n</body></html>\n'
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{escape(title)}</title><style>{_STYLE}</style></head>
+<body>
+{content}
+</body></html>
+"""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

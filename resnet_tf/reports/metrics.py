@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CHOICES = ("wrong", "right", "random")  # which examples to show
-
 
 def predicted_classes(scores: ArrayLike) -> NDArray[np.int64]:
     """The class of the highest score, int64 (N,); of equal scores the first; NaN ranks lowest."""
@@ -14,10 +12,7 @@ def predicted_classes(scores: ArrayLike) -> NDArray[np.int64]:
 
 
 def top_k_correct(scores: ArrayLike, labels: ArrayLike, k: int) -> int:
-    """Count the images whose true class is among the k highest scores (all of them for a larger k).
-
-    Of equal scores the lower class index ranks first, and NaN ranks lowest.
-    """
+    """How many images have their true class among the k highest scores; equal scores rank by class, NaN lowest."""
     values = _rankable(scores)
     classes = values.shape[1]
     true = _checked_labels(labels, classes)[:, None]
@@ -46,12 +41,9 @@ def cross_entropy_sum(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def cross_entropy_sum_from_probabilities(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """The sum over the images of −log probability[label], in nats, added in float64.
-
-    A float32 softmax may underflow to 0: what is below the smallest normal float32 counts as that (a loss of 87.3).
-    """
-    floor = np.finfo(np.float32).tiny
-    return -_sum_at_labels(np.log(np.maximum(np.asarray(probabilities, np.float64), floor)), labels)
+    """The sum over the images of −log probability[label], in nats (float64); a float32 that underflowed costs 87.3."""
+    clipped = np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float32).tiny)
+    return -_sum_at_labels(np.log(clipped), labels)
 
 
 def _sum_at_labels(values: NDArray[np.float64], labels: ArrayLike) -> float:
@@ -64,14 +56,12 @@ def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
     if checked.ndim != 1:
         raise ValueError(f"labels have the shape {checked.shape}; they must be (N,)")
     if checked.size and (checked.min() < 0 or checked.max() >= classes):
-        raise ValueError(
-            f"labels run from {checked.min()} to {checked.max()}; {classes} classes are 0 to {classes - 1}"
-        )
+        raise ValueError(f"labels run from {checked.min()} to {checked.max()}; expected 0 to {classes - 1}")
     return checked
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Count the images per (true class, predicted class), int64 (classes, classes)."""
+    """Images per (true class, predicted class), int64 (classes, classes)."""
     true, predicted = _checked_labels(labels, classes), _checked_labels(predictions, classes)
     if true.shape != predicted.shape:
         raise ValueError(f"there are {len(true)} labels but {len(predicted)} predictions")
@@ -84,11 +74,7 @@ def per_class_accuracy(confusion: ArrayLike) -> NDArray[np.float64]:
 
 
 def precision_recall_f1(confusion: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Precision, recall and F1 of each class, float64 (C,) each, from counts per (true, predicted) class.
-
-    NaN where nothing is divided by nothing: precision of a class that was never predicted, recall of one without
-    images, F1 of one that is both.
-    """
+    """Precision, recall and F1 of each class, float64 (C,) each, from counts (true, predicted); 0/0 is NaN."""
     counts = np.asarray(confusion, np.float64)
     correct, predicted, true = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
     return _ratio(correct, predicted), _ratio(correct, true), _ratio(2 * correct, predicted + true)
@@ -120,11 +106,9 @@ def calibration_bins(
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-9):
         raise ValueError(f"confidences run from {confidence.min()} to {confidence.max()}; they are probabilities")
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return (
-        np.bincount(index, minlength=bins).astype(np.int64),
-        np.bincount(index, confidence, minlength=bins).astype(np.float64),
-        np.bincount(index, correct, minlength=bins).astype(np.float64),
-    )
+    counts = np.bincount(index, minlength=bins).astype(np.int64)
+    sums, hits = (np.bincount(index, v, minlength=bins).astype(np.float64) for v in (confidence, correct))
+    return counts, sums, hits
 
 
 def expected_calibration_error(confidences: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
@@ -145,11 +129,9 @@ class Predictions:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which images were predicted correctly, (N,)."""
         return self.labels == self.classes
 
     def confusion(self) -> NDArray[np.int64]:
-        """Images per (true class, predicted class), (C, C)."""
         return confusion_matrix(self.labels, self.classes, len(self.class_names))
 
 
@@ -167,8 +149,8 @@ def from_probabilities(probabilities: ArrayLike, labels: ArrayLike, class_names:
 
 def choose_examples(predictions: Predictions, choice: str, count: int, seed: int = 0) -> NDArray[np.int64]:
     """Indices of at most `count` images: "wrong" (most confident first), "right" or "random" (both drawn)."""
-    if choice not in CHOICES:
-        raise ValueError(f"invalid examples={choice!r}; expected one of {', '.join(CHOICES)}")
+    if choice not in ("wrong", "right", "random"):
+        raise ValueError(f"invalid examples={choice!r}; expected one of wrong, right, random")
     if choice == "wrong":
         wrong = np.flatnonzero(~predictions.right)
         return wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:count]

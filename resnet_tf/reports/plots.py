@@ -1,8 +1,9 @@
-"""Confusion matrix, calibration and example images as matplotlib figures."""
+"""Confusion matrix, calibration, example images and the plan of a network as matplotlib figures."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import replacing
 from resnet_tf.reports.metrics import Predictions, calibration_bins, choose_examples, expected_calibration_error
 
+if TYPE_CHECKING:
+    from resnet_tf.summary import Box
+
 WITHOUT_PLOTS = "pictures are left out: matplotlib is not installed; pip install 'resnet_tf[plots]'"
 
 # Dark to light, so that the order survives a black-and-white print; lines differ in dashes and markers as well.
@@ -18,6 +22,7 @@ INK, SECOND, THIRD, PALE = "#10243e", "#c2410c", "#3b82b6", "#a8b3c2"
 
 # Without dates and versions in it, an unchanged picture is an unchanged file.
 _UNDATED = {".pdf": {"CreationDate": None}, ".png": {"Software": None}, ".svg": {"Date": None}}
+_TITLES = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
 
 
 def can_draw() -> bool:
@@ -54,23 +59,22 @@ def pixels(made: Any, dpi: int = 80) -> NDArray[np.uint8]:
     return np.asarray(made.canvas.buffer_rgba())[..., :3].copy()
 
 
-_FEW = 25  # classes up to which cells are large; above, everything is set small and only cells with images get a number
-_TITLES = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
-
-
 def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Any:
-    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class.
-
-    Few classes stand side by side, many one above the other, so that a page need not shrink them.
-    """
-    few = len(class_names) <= _FEW
+    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class."""
+    few = len(class_names) <= 25
     side = max(3.5, len(class_names) * (0.52 if few else 0.15)) + 1.2
     made = figure(2 * side, side + 0.2) if few else figure(side, 2 * side)
     first, second = made.subplots(*((1, 2) if few else (2, 1)))
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    _draw_matrix(first, counts, lambda n: f"{n}" if n or few else "", class_names)
-    _draw_matrix(second, percent, _percent_short if few else _percent_whole, class_names)
+    if few:
+        numbers = [str(n) for n in counts.flat]
+        percents = [f"{p:.1f}" if p else "0" for p in percent.flat]
+    else:
+        numbers = [str(n) if n else "" for n in counts.flat]
+        percents = [f"{p:.0f}" if p >= 0.5 else "" for p in percent.flat]
+    _draw_matrix(first, counts, numbers, class_names, few)
+    _draw_matrix(second, percent, percents, class_names, few)
     for axes, title in ((first, "images"), (second, "per cent of the true class")):
         axes.set_title(title, fontsize=12 if few else 18)
         axes.set_xlabel("predicted class", fontsize=10 if few else 15)
@@ -78,47 +82,37 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> 
     return made
 
 
-def _percent_short(value: float) -> str:
-    return f"{value:.1f}" if value else "0"
-
-
-def _percent_whole(value: float) -> str:
-    return f"{value:.0f}" if value >= 0.5 else ""
-
-
-def _draw_matrix(axes: Any, values: NDArray[Any], text_of: Any, class_names: Sequence[str]) -> None:
-    few = len(class_names) <= _FEW
+def _draw_matrix(axes: Any, values: NDArray[Any], texts: list[str], class_names: Sequence[str], few: bool) -> None:
     # The square root lifts the small counts off the diagonal; white is 0, so that gray prints keep the order.
     shades, top = np.sqrt(values), np.sqrt(max(1, values.max()))
     axes.imshow(shades, cmap="Greys", vmin=0, vmax=1.25 * top)
-    for (row, column), value in np.ndenumerate(values):
-        if text := text_of(value):
-            color = "white" if shades[row, column] > 0.6 * top else "black"
+    for ((row, column), shade), text in zip(np.ndenumerate(shades), texts, strict=True):
+        if text:
+            color = "white" if shade > 0.6 * top else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=8.5 if few else 4.5, color=color)
     names, ticks = [literal(name) for name in class_names], np.arange(len(class_names))
-    axes.set_xticks(ticks, names, rotation=45 if few else 90, fontsize=9 if few else 6)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    axes.set_xticks(ticks, names, fontsize=9 if few else 6, **slanted)
     axes.set_yticks(ticks, names, fontsize=9 if few else 6)
-    if few:
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
 
 
 def draw_calibration(predictions: Predictions, bins: int = 15) -> Any:
     """Draw accuracy over confidence in bins of equal width, and how many images each bin holds."""
     counts, confidence, correct = calibration_bins(predictions.confidences, predictions.right, bins)
     error = expected_calibration_error(predictions.confidences, predictions.right, bins)
-    filled, middles, width = counts > 0, (np.arange(bins) + 0.5) / bins, 1 / bins
+    filled, middles = counts > 0, (np.arange(bins) + 0.5) / bins
     accuracy, confidence = correct[filled] / counts[filled], confidence[filled] / counts[filled]
+    bars = {"width": 1 / bins, "color": PALE, "edgecolor": INK, "lw": 0.8}
     made = figure(5.6, 6.4)
     upper, lower = made.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.bar(middles[filled], accuracy, width, color=PALE, edgecolor=INK, lw=0.8, label="accuracy of the bin")
+    upper.bar(middles[filled], accuracy, label="accuracy of the bin", **bars)
     upper.plot([0, 1], [0, 1], color="black", lw=1, ls="--", label="perfect calibration")
     style = {"color": INK, "ms": 5, "mfc": "white", "clip_on": False, "zorder": 5}
     upper.plot(confidence, accuracy, "o", label="at the bin's mean confidence", **style)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(f"expected calibration error {100 * error:.2f} % ({bins} bins)", fontsize=11)
     upper.legend(fontsize=9, loc="upper left")
-    lower.bar(middles, 100 * counts / max(1, counts.sum()), width, color=PALE, edgecolor=INK, lw=0.8)
+    lower.bar(middles, 100 * counts / max(1, counts.sum()), **bars)
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="images (%)")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -138,16 +132,73 @@ def draw_examples(images: Any, predictions: Predictions, choice: str, rows: int 
     grid = list(made.subplots(rows, 6, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
+    names = predictions.class_names
     for axes, index in zip(grid, chosen, strict=False):
         picture = images[index]
         axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", interpolation="nearest")
-        axes.set_title(_caption(predictions, index), fontsize=8, pad=3)
+        predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
+        verdict = "right" if predicted == true else f"is {true}"  # words, so that no color has to say it
+        caption = f"{predicted} {100 * predictions.confidences[index]:.0f} %\n{verdict}"
+        axes.set_title(literal(caption), fontsize=8, pad=3)
     return made
 
 
-def _caption(predictions: Predictions, index: int) -> str:
-    """What was predicted and what is true; words say which is wrong, so that no color has to."""
-    names, percent = predictions.class_names, 100 * predictions.confidences[index]
-    predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
-    verdict = "right" if predicted == true else f"is {true}"
-    return literal(f"{predicted} {percent:.0f} %\n{verdict}")
+_WIDTH, _COLUMN, _LINE, _GAP = 1.9, 3.4, 0.2, 0.42  # of the boxes of a network, in inches
+
+
+def draw_network(boxes: Sequence["Box"], title: str) -> Any:
+    """Draw units from top to bottom and stages from left to right, with shortcuts to the right of their units."""
+    columns = [list(group) for _, group in groupby(boxes, key=_column)]
+    height = max(sum(_height(box) + _GAP for box in column) for column in columns) + 0.9
+    made = figure(_COLUMN * len(columns), height)
+    made.set_layout_engine("none")
+    axes = made.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, _COLUMN * len(columns)), ylim=(-height, 0))
+    axes.set_axis_off()
+    axes.text(0.3, -0.3, title, fontsize=13, weight="bold", va="center")
+    end = None
+    for index, column in enumerate(columns):
+        left, top = 0.3 + index * _COLUMN, -0.9
+        middle = left + _WIDTH / 2
+        if end is not None:  # from the foot of the column before, up between the two, into the head of this one
+            between, foot, head = left - 0.12, end[1] - _GAP * 0.75, top + _GAP * 0.75
+            _line(axes, [end, (end[0], foot), (between, foot), (between, head), (middle, head), (middle, top)])
+        for box in column:
+            bottom = top - _height(box)
+            _draw_box(axes, box, left, top, bottom)
+            if box is not column[-1]:
+                _line(axes, [(middle, bottom), (middle, bottom - _GAP)])
+            top, end = bottom - _GAP, (middle, bottom)
+    return made
+
+
+def _column(box: "Box") -> str:
+    return "start" if box.stage in ("input", "stem") else box.stage
+
+
+def _height(box: "Box") -> float:
+    return _LINE * (2 + len(box.lines)) + 0.14
+
+
+def _draw_box(axes: Any, box: "Box", left: float, top: float, bottom: float) -> None:
+    right, middle = left + _WIDTH, left + _WIDTH / 2
+    axes.fill([left, right, right, left], [top, top, bottom, bottom], fc="#f1f4f8", ec=INK, lw=1)
+    title = box.title if box.count == 1 else f"{box.title} (×{box.count})"
+    shape = "×".join("?" if side is None else str(side) for side in box.output_shape)
+    for line, text in enumerate((title, *box.lines, f"out {shape}")):
+        style = {"weight": "bold"} if line == 0 else {"style": "italic"} if line == len(box.lines) + 1 else {}
+        y = top - 0.07 - _LINE * (line + 0.5)
+        axes.text(middle, y, text, ha="center", va="center", fontsize=8 if line else 7.5, **style)
+    if box.shortcut:
+        around, branch, level = right + 0.16, top + _GAP * 0.3, bottom - _GAP * 0.3
+        _line(axes, [(middle, branch), (around, branch), (around, level), (middle + 0.06, level)])
+        plus = {"boxstyle": "circle,pad=0.1", "fc": "white", "ec": INK, "lw": 0.8}
+        axes.text(middle, level, "+", ha="center", va="center", fontsize=8, bbox=plus, zorder=5)
+        axes.text(around + 0.06, (top + bottom) / 2, box.shortcut, fontsize=7, va="center")
+
+
+def _line(axes: Any, points: list[tuple[float, float]]) -> None:
+    """A line through these points, with an arrowhead at the last."""
+    axes.plot(*zip(*points[:-1], strict=True), color=INK, lw=1)
+    arrow = {"arrowstyle": "-|>", "color": INK, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", points[-1], points[-2], arrowprops=arrow)

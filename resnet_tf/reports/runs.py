@@ -1,11 +1,13 @@
-"""Read finished runs, group them, and archive them. Imports no TensorFlow."""
+"""Read, compare, group and archive runs. Imports no TensorFlow."""
 
+import datetime
 import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from resnet_tf.errors import UserError
@@ -14,9 +16,9 @@ from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPES, Recipe, default_recipe
 
 SETTINGS, REPORT, COMMAND = "settings.json", "report.json", "command.txt"
-_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "`shapes`"}
 SMOKE = "smoke"  # folder of short runs that show what a large network takes; not results
 _ARCHIVED = (SETTINGS, REPORT, COMMAND, "metrics.csv", "curves.png")
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "`shapes`"}
 
 Settings = dict[str, Any]
 Report = dict[str, Any]
@@ -36,6 +38,7 @@ _REQUIRED = {
 # How a run was computed, which changes its result by rounding only, and what follows from other settings.
 _NOT_DECISIVE = {"threads", "evaluate_every", "steps_per_call", "jit_compile", "deterministic"}
 _NOT_DECISIVE |= {"recipe.shortcut", "data.mean", "data.std"}
+_NOT_COMPARED = ("seed", "threads", "data.mean", "data.std")
 # Values of settings that are left out of settings.json.
 _DEFAULTS: Settings = {
     **dict.fromkeys(("augment", "augment_sha256", "input_size", "weights", "unfreeze_at", "unfreeze_learning_rate")),
@@ -55,25 +58,19 @@ def run_folders(place: Path) -> list[Path]:
     return sorted(folder for folder in folders if SMOKE not in folder.relative_to(place).parts)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises UserError where the file is missing, damaged or something else.
-    """
+def read_json(path: Path, advice: str = "copy the run folder again") -> dict[str, Any]:
+    """Read a JSON object; UserError, with what to do, where the file is missing, damaged or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the run folder again") from error
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object, as a run's does; copy the run folder again")
+        raise UserError(f"{path} is not the JSON object that a run writes; {advice}")
     return value
 
 
 def read_run(folder: Path) -> tuple[Settings, Report | None]:
-    """Read the settings and the report of a run; an unfinished run has no report.
-
-    Raises UserError where the folder holds no run, or a file is damaged or lacks what train writes.
-    """
+    """Settings and report (None where it is unfinished) of a run; UserError where the folder holds no whole run."""
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")
     found = {name: read_json(folder / name) for name in (SETTINGS, REPORT) if (folder / name).exists()}
@@ -95,6 +92,17 @@ def matches(folder: Path, wanted: Settings) -> bool:
     """Whether a folder holds the run that these settings ask for."""
     found = canonical_settings(read_run(folder)[0])
     return all(found.get(key) == value for key, value in canonical_settings(wanted).items())
+
+
+def describe_diff(old: Settings, new: Settings) -> str:
+    """The first few settings in which two runs differ, in words; empty where they agree."""
+    keys = [key for key in old | new if old.get(key) != new.get(key)][:4]
+    return "; ".join(f"{key} is {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def shortcut_of(settings: Settings) -> str:
@@ -119,10 +127,7 @@ def overrides(settings: Settings) -> tuple[str, ...]:
 
 
 def archive_run(run: Path, place: Path, name: str | None = None) -> Path:
-    """Copy the settings, report, command, metrics and curves of a finished run to a folder below `place`.
-
-    Raises UserError where the run is not finished, `name` is a path, or the target folder holds something else.
-    """
+    """Copy a finished run's settings, report, command, metrics and curves to a folder of its own below `place`."""
     settings, report = read_run(run)
     if report is None:
         raise UserError(f"{run} is not finished; run its command again first")
@@ -185,7 +190,7 @@ class RunResult:
 
 def read_results(place: Path, page: Path | None = None) -> list[RunResult]:
     """The results of all finished runs below `place` that were tested, with paths relative to `page` or `place`."""
-    found = [_read_result(folder, place if page is None else page) for folder in run_folders(place)]
+    found = (_read_result(folder, page or place) for folder in run_folders(place))
     return [result for result in found if result is not None]
 
 
@@ -229,19 +234,84 @@ def group_by_seed(results: Iterable[RunResult]) -> list[list[RunResult]]:
 
 
 def _order(result: RunResult) -> tuple[Any, ...]:
-    settings = result.settings
-    return (
-        _rank(settings["dataset"], ("cifar10", "cifar100")),
-        _rank(settings["data.source"], ("original", "JPEG copy")),
-        len(result.network),
-        result.network,
-        result.shortcut,
-        settings["recipe.name"],
-        result.overrides,
-        -result.train_images,
-        str(sorted(settings.items())),
-    )
+    settings, network = result.settings, result.network
+    data = _rank(settings["dataset"], "cifar10", "cifar100"), _rank(settings["data.source"], "original", "JPEG copy")
+    what = len(network), network, result.shortcut, settings["recipe.name"], result.overrides, -result.train_images
+    return *data, *what, str(sorted(settings.items()))
 
 
-def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+def _rank(name: str, *known: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, with the standard deviation of the sample where there are several values; a dash without any."""
+    if not values:
+        return "–"
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
+
+
+def clock(seconds: float) -> str:
+    """A length of time as h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+# Columns of the comparison, and how their values are written.
+_COMPARED = ("run", "network", "parameters", "recipe", "seed", "validation %", "test %", "images/s", "time")
+_FORMATS = ("", "", ",", "", "", ".2f", ".2f", ".0f", "")
+_LEFT_ALIGNED = (0, 1, 3)
+
+
+def compare_runs(folders: Sequence[Path], histories: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """A table of runs, finished or not, from their folders and evaluations, and the settings in which they differ.
+
+    Runs of several seeds get a line with mean ± sample deviation. UserError where a folder holds no whole run.
+    """
+    groups: dict[str, list[list[Any]]] = {}
+    for folder, history in zip(folders, histories, strict=True):
+        settings, report = read_run(folder)
+        compared = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+        values = _compared_values(folder, settings, report or {}, history)
+        groups.setdefault(json.dumps(compared, sort_keys=True), []).append(values)
+    lines = [list(_COMPARED)]
+    for group in groups.values():
+        for values in group:
+            cells = zip(values, _FORMATS, strict=True)
+            lines.append(["-" if value is None else format(value, form) for value, form in cells])
+        if len({values[4] for values in group}) > 1:
+            means = [_mean(group, column, digits) for column, digits in ((5, 2), (6, 2), (7, 0))]
+            lines.append([f"mean ± std of {len(group)}", "", "", "", "", *means, ""])
+    columns = []
+    for number, column in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if number in _LEFT_ALIGNED else cell.rjust(width) for cell in column])
+    text = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    (first, *others), (name, *names) = map(json.loads, groups), [group[0][0] for group in groups.values()]
+    for other, settings in zip(names, others, strict=True):
+        text.append(f"{other} differs from {name}: {describe_diff(first, settings)}")
+    return "\n".join(text)
+
+
+def _compared_values(folder: Path, settings: Settings, report: Report, history: Sequence[dict[str, Any]]) -> list[Any]:
+    """What the columns show; None where the run does not say."""
+    width, shortcut = settings.get("builder.width", 1), settings.get("builder.shortcut")
+    network = [settings["model"], shortcut or "", "" if width == 1 else f"width {width}"]
+    training, last = report.get("training", {}), history[-1] if history else {}
+    accuracies = last.get("validation_accuracy"), (report.get("test") or {}).get("top1")
+    seconds = training.get("seconds") or last.get("seconds")
+    return [
+        folder.resolve().name,
+        " ".join(word for word in network if word),
+        report.get("parameters"),
+        settings["recipe.name"],
+        settings["seed"],
+        *(None if accuracy is None else 100 * accuracy for accuracy in accuracies),
+        training.get("median_images_per_second"),
+        None if seconds is None else clock(seconds),
+    ]
+
+
+def _mean(group: Sequence[Sequence[Any]], column: int, digits: int) -> str:
+    known = [values[column] for values in group if values[column] is not None]
+    return spread(known, digits) if len(known) > 1 else "-"

@@ -7,21 +7,33 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.data.loader import eval_batch_size
 from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward
+from resnet_tf.process import recursion_limit
 from resnet_tf.reports.curves import save_curves
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
-from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, draw_confusion, draw_examples, figure, pixels
-from resnet_tf.training.logs import read_history
-
-History = list[dict[str, Any]]
+from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, draw_confusion, draw_examples, pixels
+from resnet_tf.training.logs import History, read_history
 
 # A drawing may take one part in so many of the time since the last one; on short epochs some are left out.
 _SHARE_OF_TIME = 50
 _BATCH = 500
+_TILE = 8  # screen pixels per weight in the picture of the filters
+_SCALARS = {
+    "loss/train": "train_loss",
+    "loss/train_l2": "train_l2",
+    "loss/validation": "validation_loss",
+    "loss/train_inference": "train_eval_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/validation": "validation_accuracy",
+    "accuracy/train_inference": "train_eval_accuracy",
+    "learning_rate": "learning_rate",
+    "images_per_second": "images_per_second",
+}
 
 
 class StopTraining(Exception):  # noqa: N818
@@ -52,11 +64,9 @@ class Callbacks:
     """Runs callbacks by what they make; one that fails is reported once and then left alone."""
 
     def __init__(self, callbacks: dict[str, Callable[[History], None]], log: Callable[[str], None]) -> None:
-        self._callbacks = dict(callbacks)
-        self._log = log
+        self._callbacks, self._log = dict(callbacks), log
 
     def __call__(self, history: History) -> None:
-        """Show all evaluations so far to every callback."""
         for name, callback in list(self._callbacks.items()):
             try:
                 callback(history)
@@ -66,44 +76,6 @@ class Callbacks:
                 del self._callbacks[name]
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self._log(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
-
-
-class CurveDrawer(Callback):
-    """Refreshes curves.png and curves.pdf of a run directory."""
-
-    def __init__(self, run_dir: Path, is_last: Callable[[], bool]) -> None:
-        """Draw the run in `run_dir`; `is_last` says whether it ends with the evaluation at hand."""
-        self._run_dir = run_dir
-        self._is_last = is_last
-        self._took = 0.0
-        self._ended = time.monotonic()
-
-    def on_evaluation(self, history: History) -> None:
-        """Draw, unless the last drawing was just now; the last evaluation is always drawn."""
-        began = time.monotonic()
-        if not self._is_last() and began - self._ended < _SHARE_OF_TIME * self._took:
-            return
-        save_curves(read_history(self._run_dir), self._run_dir)
-        self._ended = time.monotonic()
-        self._took = self._ended - began
-
-
-def evaluation_pictures(
-    model: keras.Model, images: NDArray[np.uint8], labels: NDArray[np.int32], class_names: tuple[str, ...]
-) -> Callable[[], dict[str, NDArray[np.uint8]]]:
-    """A function that draws confusion matrix and examples, RGB uint8 (H, W, 3) by name, of the model as it then is."""
-    figure(1, 1)  # finds out now, not after the first epoch, that matplotlib is missing
-    forward = compiled_forward(fused_view(model))
-
-    def draw() -> dict[str, NDArray[np.uint8]]:
-        logits = [np.asarray(forward(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
-        predictions = from_probabilities(np.exp(log_softmax(np.concatenate(logits))), labels, class_names)
-        return {
-            "confusion_matrix": pixels(draw_confusion(predictions.confusion(), class_names)),
-            "examples": pixels(draw_examples(images, predictions, "random")),
-        }
-
-    return draw
 
 
 def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
@@ -116,18 +88,112 @@ def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
     else:
         log(WITHOUT_PLOTS)
     if run.config.tensorboard:
-        from resnet_tf.training.tensorboard import TensorBoardLog
-
-        shown = run.data.validation if len(run.data.validation) else run.data.train
-        # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
-        images, labels = shown.take(2 * eval_batch_size(run.data.shape)).arrays()
-        made["the TensorBoard files"] = TensorBoardLog(
-            run.run_dir.path / "tensorboard",
-            run.model,
-            run.data.train.take(run.config.recipe.batch_size).arrays(),
-            evaluation_pictures(run.eval_model, images, labels, run.data.class_names),
-            run.config.tensorboard_every,
-        )
+        made["the TensorBoard files"] = TensorBoardLog(run)
     for number, callback in enumerate(run.callbacks):
         made[f"callback {number} ({getattr(callback, '__name__', type(callback).__name__)})"] = callback
     return Callbacks(made, log)
+
+
+class CurveDrawer(Callback):
+    """Refreshes curves.png and curves.pdf of a run; `is_last` says whether it ends with the evaluation at hand."""
+
+    def __init__(self, run_dir: Path, is_last: Callable[[], bool]) -> None:
+        self._run_dir, self._is_last = run_dir, is_last
+        self._took, self._ended = 0.0, time.monotonic()
+
+    def on_evaluation(self, history: History) -> None:
+        """Draw, unless the last drawing was just now; the last evaluation is always drawn."""
+        began = time.monotonic()
+        if not self._is_last() and began - self._ended < _SHARE_OF_TIME * self._took:
+            return
+        save_curves(read_history(self._run_dir), self._run_dir)
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+
+
+class TensorBoardLog(Callback):
+    """Writes each evaluation's numbers and, every few evaluations from the first on, pictures and histograms.
+
+    Gradients are those of the mean cross-entropy of one fixed batch in training mode, taken on a copy of the
+    network, so that looking changes nothing of the run.
+    """
+
+    def __init__(self, run: Any) -> None:
+        data, self._model, self._every = run.data, run.model, run.config.tensorboard_every
+        shown = data.validation if len(data.validation) else data.train
+        # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
+        self._shown, self._class_names = shown.take(2 * eval_batch_size(data.shape)).arrays(), data.class_names
+        self._batch = data.train.take(run.config.recipe.batch_size).arrays()
+        self._forward = compiled_forward(fused_view(run.eval_model))
+        with recursion_limit(len(run.model.layers)):
+            self._copy = keras.models.clone_model(run.model)
+        self._gradients = _make_gradients(self._copy)
+        self._writer = tf.summary.create_file_writer(str(run.run_dir.path / "tensorboard"))
+
+    def on_evaluation(self, history: History) -> None:
+        """Write the newest of the evaluations so far; raises OSError where the disk refuses."""
+        newest = history[-1]
+        try:
+            with self._writer.as_default(step=newest["iteration"]):
+                for tag, key in _SCALARS.items():
+                    if newest.get(key) is not None:
+                        tf.summary.scalar(tag, newest[key])
+                if (len(history) - 1) % self._every == 0:
+                    self._write_histograms()
+                    self._write_pictures()
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(error.message) from error
+
+    def _write_histograms(self) -> None:
+        self._copy.set_weights(self._model.get_weights())
+        images, labels = self._batch
+        gradients = self._gradients(tf.constant(images), tf.constant(labels, tf.int32))
+        for variable, gradient in zip(self._copy.trainable_variables, gradients, strict=True):
+            tf.summary.histogram(f"weights/{variable.path}", variable.value)
+            tf.summary.histogram(f"gradients/{variable.path}", gradient)
+
+    def _write_pictures(self) -> None:
+        images, labels = self._shown
+        logits = [np.asarray(self._forward(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
+        predictions = from_probabilities(np.exp(log_softmax(np.concatenate(logits))), labels, self._class_names)
+        pictures = {
+            "confusion_matrix": pixels(draw_confusion(predictions.confusion(), self._class_names)),
+            "examples": pixels(draw_examples(images, predictions, "random")),
+            "first_layer_filters": picture_of_filters(self._model),
+        }
+        for tag, picture in pictures.items():
+            if picture is not None:
+                tf.summary.image(tag, picture[None])
+
+
+def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
+    """Kernels of the first convolution side by side, uint8 (H, W, 3), zero in gray, in color if over three channels."""
+    first = next((layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
+    if first is None:
+        return None
+    kernel = np.asarray(first.kernel, np.float32)
+    if kernel.shape[2] != 3:
+        kernel = np.repeat(kernel.mean(axis=2, keepdims=True), 3, axis=2)
+    shades = np.rint(127.5 + 127.5 * kernel / max(float(np.abs(kernel).max()), 1e-12)).astype(np.uint8)
+    shades = shades.repeat(_TILE, axis=0).repeat(_TILE, axis=1)
+    height, width, _, count = shades.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    image = np.full((-(-count // columns) * (height + 2), columns * (width + 2), 3), 255, np.uint8)
+    for index in range(count):
+        top, left = index // columns * (height + 2) + 1, index % columns * (width + 2) + 1
+        image[top : top + height, left : left + width] = shades[..., index]
+    return image
+
+
+def _make_gradients(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
+    view, variables = fused_view(model), [variable.value for variable in model.trainable_variables]
+
+    @tf.function(reduce_retracing=True)
+    def gradients(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits = tf.cast(view(images, training=True), tf.float32)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return tape.gradient(loss, variables, unconnected_gradients="zero")
+
+    return gradients

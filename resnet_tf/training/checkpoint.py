@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,37 @@ from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.logs import History, StepLog
 from resnet_tf.training.run_dir import RunDir
 
-KEEP = 2
-_NAME = re.compile(r"step-(\d{9,})\.npz")
 _STATE = "state.json"
 _NONE, _UNREADABLE = -1, -2  # in place of the step of a checkpoint
+_ANEW = "start anew with overwrite=True, or give another run_dir=…"
 
 Arrays = dict[str, np.ndarray]
 
 
 def save(folder: Path, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
-    """Write the checkpoint of `step`, variables by key and a JSON-able rest, and remove all but the newest two.
-
-    On OSError, earlier checkpoints are as they were.
-    """
+    """Write the checkpoint of `step`, variables by key and a JSON-able rest, and remove all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.npz"
     with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
-            text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-            np.savez(file, **{**arrays, _STATE: text})  # type: ignore[arg-type]
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        np.savez(temporary, **{**arrays, _STATE: text})  # type: ignore[arg-type]
         write_text(_checksum_path(path), sha256_of(temporary) + "\n")
-    for old in sorted(_checkpoints(folder))[:-KEEP]:
+    for old in _checkpoints(folder)[:-2]:
         with contextlib.suppress(OSError):
             _checksum_path(old).unlink(missing_ok=True)
             old.unlink()
 
 
 def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
-    """Variables and state of the newest whole checkpoint, and the newer files that were damaged.
-
-    None where the folder holds no checkpoint at all; UserError where none of those there are is whole.
-    """
+    """Variables and state of the newest whole checkpoint, and newer, damaged files; None where the folder has none."""
     damaged: list[Path] = []
-    for path in sorted(_checkpoints(folder), reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             return *_load(path), damaged
         except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
             damaged.append(path)
     if damaged:
-        raise UserError(
-            f"no checkpoint in {folder} is whole; start anew with overwrite=True, or give another run_dir=…"
-        )
+        raise UserError(f"no checkpoint in {folder} is whole; {_ANEW}")
     return None
 
 
@@ -70,8 +60,8 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     return arrays, json.loads(arrays.pop(_STATE).tobytes())
 
 
-def _checkpoints(folder: Path) -> Iterable[Path]:
-    return (p for p in folder.glob("step-*.npz") if _NAME.fullmatch(p.name))
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*.npz") if re.fullmatch(r"step-\d{9,}\.npz", p.name))
 
 
 def _checksum_path(path: Path) -> Path:
@@ -89,8 +79,7 @@ class MetricTotals:
     seconds: float = 0.0
 
     def add(self, results: np.ndarray) -> None:
-        """Add the results (n, 3) of n steps."""
-        # One by one, so that the sums do not depend on where the blocks end.
+        """Add the results (n, 3) of n steps, one by one: the sums must not depend on where the blocks end."""
         for loss, l2, accuracy in results.tolist():
             self.loss += loss
             self.l2 += l2
@@ -99,11 +88,8 @@ class MetricTotals:
 
     def means(self) -> dict[str, float]:
         """Means over the steps, by the names of the columns of the history."""
-        return {
-            "train_loss": self.loss / self.steps,
-            "train_l2": self.l2 / self.steps,
-            "train_accuracy": self.accuracy / self.steps,
-        }
+        sums = {"train_loss": self.loss, "train_l2": self.l2, "train_accuracy": self.accuracy}
+        return {name: total / self.steps for name, total in sums.items()}
 
 
 _NAMES_ON_DISK = {"history": "rows", "totals": "since", "rollbacks": "rolled_back"}
@@ -129,7 +115,6 @@ class TrainState:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "TrainState":
-        """Read what `as_json` returned."""
         fields = {field.name: state[_NAMES_ON_DISK.get(field.name, field.name)] for field in dataclasses.fields(cls)}
         totals = {"steps" if key == "updates" else key: value for key, value in state["since"].items()}
         return cls(**{**fields, "totals": MetricTotals(**totals)})
@@ -139,18 +124,12 @@ def checkpoint_variables(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, ema_model: keras.Model | None
 ) -> dict[str, keras.Variable]:
     """The variables of a run by their keys in a checkpoint."""
-    variables = {f"model/{v.path}": v for v in model.variables}
-    variables |= {f"optimizer/{v.path}": v for v in optimizer.variables}
-    if ema_model is not None:
-        variables |= {f"average/{v.path}": v for v in ema_model.variables}
-    return variables
+    owners = {"model": model, "optimizer": optimizer} | ({"average": ema_model} if ema_model is not None else {})
+    return {f"{key}/{variable.path}": variable for key, owner in owners.items() for variable in owner.variables}
 
 
 class CheckpointManager:
-    """Writes what a run makes; where the disk refuses, it says so, and the training goes on.
-
-    Where the run directory is read-only, as on all workers but the chief, it only pretends to.
-    """
+    """Writes what a run makes, going on where the disk refuses; writes nothing where the run directory is read-only."""
 
     def __init__(self, run_dir: RunDir, log: Callable[[str], None], distribution: Distribution) -> None:
         self.saved_step = _NONE
@@ -158,7 +137,6 @@ class CheckpointManager:
         self._step_log: StepLog | None = None
 
     def open_step_log(self, step: int) -> None:
-        """Take up the log of the steps after the first `step` of them."""
         if self._run_dir.read_only:
             return
         try:
@@ -167,7 +145,7 @@ class CheckpointManager:
             raise UserError(f"{error}; start anew with overwrite=True") from error
 
     def log_steps(self, results: np.ndarray) -> None:
-        """Take the results (n, 3) of some steps into the log, which each checkpoint brings to the disk."""
+        """Log the results (n, 3) of some steps; each checkpoint brings the log to the disk."""
         if self._step_log is not None:
             self._step_log.append(results)
 
@@ -186,8 +164,8 @@ class CheckpointManager:
     def load(self, variables: Mapping[str, keras.Variable]) -> TrainState | None:
         """Give the variables the values of the newest whole checkpoint; None where there is none at all.
 
-        All workers read it at the same moment. Raises UserError where no checkpoint is whole, it is one of other
-        variables, or the workers do not find the same one.
+        All workers call this at the same moment. Raises UserError where none is whole, it is of other variables, or
+        the workers do not find the same one.
         """
         found = self._read()
         if found is None:
@@ -200,10 +178,8 @@ class CheckpointManager:
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
         if variables.keys() != arrays.keys():
-            raise UserError(
-                f"the checkpoints in {self._run_dir.checkpoints} belong to another network or optimizer; "
-                "start anew with overwrite=True, or give another run_dir=…"
-            )
+            folder = self._run_dir.checkpoints
+            raise UserError(f"the checkpoints in {folder} belong to another network or optimizer; {_ANEW}")
         for key, variable in variables.items():
             variable.assign(arrays[key])
         self.saved_step = state["step"]

@@ -1,22 +1,27 @@
-"""Which machines share a run, as TF_CONFIG says it. Imports no TensorFlow."""
+"""Which machines share a run, as TF_CONFIG says it, and what ends a worker that waits for others in vain.
+
+Run as a program (`python -m resnet_tf.training.cluster PROCESS SECONDS OWN_INDEX ADDRESS…`), it is the watchdog of one
+process. Imports no TensorFlow.
+"""
 
 import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from resnet_tf.errors import UserError
-from resnet_tf.training import watchdog
 
-PEER_TIMEOUT = "RESNET_TF_PEER_TIMEOUT"
+PEER_TIMEOUT = "RESNET_TF_PEER_TIMEOUT"  # seconds within which all workers must have started
 LAUNCHED = "RESNET_TF_LAUNCHED"  # what the command that resumes begins with
 WORKERS_HERE = "RESNET_TF_WORKERS_HERE"  # how many processes of a run share this machine's cores
-DEFAULT_PEER_TIMEOUT = "300"  # seconds within which all workers must have started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +69,53 @@ def stop_with_launcher() -> None:
 
 @contextlib.contextmanager
 def startup_watchdog(cluster: ClusterSpec) -> Iterator[None]:
-    """End the process, with a line on who is missing, unless the block is through in RESNET_TF_PEER_TIMEOUT seconds."""
-    text = os.environ.get(PEER_TIMEOUT) or DEFAULT_PEER_TIMEOUT
+    """End the process, with a line on who is missing, unless the block is through in RESNET_TF_PEER_TIMEOUT seconds.
+
+    TensorFlow waits for other workers in C++ for an hour or so, holding the interpreter's lock, and is deaf to SIGTERM
+    meanwhile: no thread or signal handler of the process itself can end that, so that another process has to.
+    """
+    text = os.environ.get(PEER_TIMEOUT) or "300"
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not seconds > 0:
         raise UserError(f"invalid {PEER_TIMEOUT} {text}; expected a number of seconds above 0")
-    arguments = (os.getpid(), seconds, cluster.index, *cluster.addresses)
-    with subprocess.Popen([sys.executable, watchdog.__file__, *map(str, arguments)], stdin=subprocess.PIPE) as process:
+    program = [sys.executable, "-m", "resnet_tf.training.cluster"]
+    arguments = map(str, (os.getpid(), seconds, cluster.index, *cluster.addresses))
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    with subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, env=environment) as process:
         assert process.stdin is not None
         try:
             yield
         finally:
             process.stdin.close()
+
+
+def _watch(process: int, seconds: float, own_index: int, addresses: list[str]) -> None:
+    """Kill a process after these seconds, unless stdin is closed before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if select.select([sys.stdin], [], [], seconds)[0]:
+        return  # all are there, or the process has ended
+    missing = [f"{n} ({a})" for n, a in enumerate(addresses) if n != own_index and not _is_listening(a)]
+    who = f"worker {', '.join(missing)}" if missing else "some worker"
+    message = f"resnet-tf: error: {who} did not answer within {seconds:g} s ({PEER_TIMEOUT}); "
+    message += "start all workers that TF_CONFIG names, each with the same flags"
+    print(message, file=sys.stderr, flush=True)
+    os.kill(process, signal.SIGKILL)
+
+
+def _is_listening(address: str) -> bool:
+    """Whether something listens at "host:port"."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

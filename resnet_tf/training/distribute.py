@@ -1,4 +1,4 @@
-"""Several devices or processes that share each batch."""
+"""Several devices or processes that share each batch, and the evaluation of a network by all of them."""
 
 import contextlib
 import functools
@@ -13,28 +13,24 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_tf.data.loader import Subset
 from resnet_tf.errors import UserError
+from resnet_tf.fused import fused_view
+from resnet_tf.inference import compiled_forward, evaluate_batches
 from resnet_tf.training.cluster import ClusterSpec, read_cluster_spec, startup_watchdog
 from resnet_tf.training.step import TrainStep
 
-STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
+Evaluator = Callable[[], tuple[float, float]]  # gives loss and accuracy
+BLOCK = 25  # steps between two looks at the results, so that the device need not wait for the host
+_PERIOD = 1.0  # seconds that several workers aim at between two decisions: a signal takes effect then
 
 
 class Distribution:
-    """All replicas of a run, those of the other workers too.
-
-    Attributes:
-        strategy: TensorFlow's, or None where the run has one device.
-        count: replicas in all.
-        workers: processes that share the run.
-        index: which of them this is; the chief, number 0, writes what the run writes.
-        local: replicas of this process.
-    """
+    """The `count` replicas of a run, `local` of them in this process, number `index` of `workers` (0: the chief)."""
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None, workers: int = 1, index: int = 0) -> None:
-        self.strategy = strategy
+        self.strategy, self.workers, self.index = strategy, workers, index
         self.count: int = 1 if strategy is None else strategy.num_replicas_in_sync
-        self.workers, self.index = workers, index
         self.local = self.count // workers
 
     @property
@@ -43,11 +39,10 @@ class Distribution:
 
     @property
     def about(self) -> str:
-        """In a few words, who shares the work."""
         return f"{self.count} replicas in {self.workers} process{'es' if self.workers > 1 else ''}"
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where variables are made that all replicas have."""
+        """Where to make variables that all replicas have."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def check_batch(self, batch_size: int, accumulate: int = 1) -> None:
@@ -55,13 +50,11 @@ class Distribution:
         shards = self.count * accumulate
         if batch_size % shards:
             of = f"{self.count} replicas" + (f" times accumulate={accumulate}" if accumulate > 1 else "")
-            raise UserError(
-                f"batch_size={batch_size} cannot be shared evenly by {of}; give a multiple of {shards}, such as "
-                f"{max(1, batch_size // shards) * shards}"
-            )
+            advice = f"give a multiple of {shards}, such as {max(1, batch_size // shards) * shards}"
+            raise UserError(f"batch_size={batch_size} cannot be shared evenly by {of}; {advice}")
 
     def step(self, replica_step: TrainStep, microbatches: int = 1) -> TrainStep:
-        """The step of all replicas from that of one of them (`make_train_step`), with the same signature.
+        """The step of all replicas from that of one (`make_train_step`), with the same signature.
 
         It takes this worker's shard of the batch, of whose microbatches each replica gets its shard, and returns the
         results of the whole batch.
@@ -138,10 +131,11 @@ class Distribution:
 
 
 def make_distribution(strategy: str, device: str, replicas: int | None = None) -> Distribution:
-    """Start one of `STRATEGIES` on "auto", "cpu", "gpu" or "gpu:N"; before any operation runs, after `set_threads`.
+    """Start strategy "auto", "none", "mirrored", "multiworker" or "tpu" on device "auto", "cpu", "gpu" or "gpu:N".
 
-    "auto" takes "multiworker" where TF_CONFIG names several workers, "mirrored" where this machine has several GPUs
-    and none was picked. `replicas` is how many GPUs "mirrored" uses, or into how many devices it divides the CPU.
+    To be called before any operation runs, after `set_threads`. "auto" takes "multiworker" where TF_CONFIG names
+    several workers, "mirrored" where this machine has several GPUs and none was picked. `replicas` is how many GPUs
+    "mirrored" uses, or into how many devices it divides the CPU.
     """
     gpus = [] if device.startswith("cpu") else tf.config.list_physical_devices("GPU")
     cluster = read_cluster_spec()
@@ -151,14 +145,8 @@ def make_distribution(strategy: str, device: str, replicas: int | None = None) -
     if replicas is not None and strategy != "mirrored":
         raise UserError(f"replicas=… says how many devices strategy='mirrored' uses; the strategy here is {strategy}")
     if strategy != "none" and ":" in device:
-        raise UserError(
-            f"device={device!r} is one device; with strategy={strategy!r} give device='gpu' or device='cpu'"
-        )
+        raise UserError(f"device={device!r} is one device; with strategy={strategy!r} give device='gpu' or 'cpu'")
     if strategy == "multiworker":
-        if cluster is None:
-            raise UserError(
-                "strategy='multiworker' needs TF_CONFIG; on one machine use: resnet-tf launch --workers N -- train …"
-            )
         return _multiworker(cluster, device)
     if strategy == "mirrored":
         return Distribution(_mirrored(len(gpus), replicas))
@@ -183,7 +171,9 @@ def _mirrored(gpus: int, replicas: int | None) -> tf.distribute.Strategy:
     )
 
 
-def _multiworker(cluster: ClusterSpec, device: str) -> Distribution:
+def _multiworker(cluster: ClusterSpec | None, device: str) -> Distribution:
+    if cluster is None:
+        raise UserError("strategy='multiworker' needs TF_CONFIG; here: resnet-tf launch --workers N -- train …")
     if device.startswith("cpu"):
         tf.config.set_visible_devices([], "GPU")
     with startup_watchdog(cluster):
@@ -212,6 +202,27 @@ def _tpu() -> tf.distribute.Strategy:
         raise UserError(f"strategy='tpu' finds no TPU ({reason}); use another strategy=… or device=…") from error
 
 
+def make_evaluator(
+    model: keras.Model, subset: Subset, classes: int, distribution: Distribution, image_dtype: tf.DType = tf.uint8
+) -> Evaluator:
+    """A function for loss and accuracy on a subset: each worker scores its shard, and all get the same numbers."""
+    view = fused_view(model)
+    forward = compiled_forward(view, image_dtype) if distribution.strategy is None else distribution.forward(view)
+    shard = subset.shard(distribution.index, distribution.workers)
+
+    def evaluate() -> tuple[float, float]:
+        sums = np.zeros(3)
+        if len(shard):
+            result = evaluate_batches(forward, shard.batches(), kind="logits", classes=classes)
+            if distribution.workers == 1:
+                return result.loss, result.top1
+            sums[:] = result.loss * result.images, result.top1 * result.images, result.images
+        loss, right, images = distribution.gather(sums.tolist()).sum(axis=0).tolist()
+        return loss / images, round(right) / images
+
+    return evaluate
+
+
 def worker_lost_error(error: Exception) -> UserError | None:
     """What an error of a collective operation means, where it means that a worker is gone."""
     if not isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.CancelledError):
@@ -222,16 +233,8 @@ def worker_lost_error(error: Exception) -> UserError | None:
     )
 
 
-BLOCK = 25  # steps between two looks at the results, so that the device need not wait for the host
-_PERIOD = 1.0  # seconds that several workers aim at between two decisions: a signal takes effect then
-
-
 class DecisionSync:
-    """Makes all workers stop and save at the same step.
-
-    Clocks differ, and a signal reaches the workers at different moments; but a worker that stops or saves alone is
-    missed in the next step. So they compare notes at steps that all know of: every so many as the chief says.
-    """
+    """Makes all workers stop and save at the same step: they compare notes every so many, as the chief's clock says."""
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
@@ -244,10 +247,7 @@ class DecisionSync:
         return known_to_all or steps >= self._block or (known_here and self.alone)
 
     def sync_decisions(self, steps: int, signal: int | None, save: bool) -> tuple[int | None, bool]:
-        """The signal that stops all workers, if one has come to any, and whether all save: as the chief's clock says.
-
-        `signal` and `save` are what this worker knows of, `steps` those since the last decision.
-        """
+        """The signal that stops all workers, if any has got one, and whether all save, given what this one knows."""
         if self.alone:
             return signal, save
         took = (time.monotonic() - self._began) / max(1, steps)

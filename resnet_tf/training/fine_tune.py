@@ -19,6 +19,7 @@ from resnet_tf.pretrained.zoo import find_shipped, published_file
 from resnet_tf.saving import model_path
 from resnet_tf.training.step import StepFunctions
 
+_NO_STAGE = -1
 _MAX_NAMED_LAYERS = 8  # above, `describe_trainable` names stages
 
 
@@ -28,7 +29,7 @@ def freeze(model: keras.Model, last: str) -> None:
     `last` is "none" (everything trains), "stageK" (the stem up to and including stage K does not) or "all" (only the
     classifier trains). Compile the training step afterwards.
     """
-    stages = sorted({stage for layer in model.layers if (stage := _stage(layer.name)) is not None})
+    stages = sorted({_stage(layer.name) for layer in model.layers} - {_NO_STAGE})
     allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
     if last not in allowed:
         raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
@@ -47,7 +48,6 @@ class InitialWeights:
     """Weights that a run starts from: "imagenet", a file, or the folder of a run; `digest` is their file's SHA-256."""
 
     def __init__(self, weights: str, network: str) -> None:
-        """Open them; raises UserError where they are not there or cannot be read."""
         path = Path(weights)
         if weights == "imagenet":
             path = published_file(network)
@@ -59,9 +59,8 @@ class InitialWeights:
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation of the pixels that the weights expect, None where the file does not say."""
-        if self._weights.mean is None or self._weights.std is None:
-            return None
-        return self._weights.mean, self._weights.std
+        mean, std = self._weights.mean, self._weights.std
+        return None if mean is None or std is None else (mean, std)
 
     def builder(self, config: TrainConfig) -> dict[str, Any]:
         """The builder's options, with the weights' shortcut where nobody asked for one."""
@@ -70,15 +69,12 @@ class InitialWeights:
         return config.builder | {"shortcut": self._weights.shortcut}
 
     def load_into(self, model: keras.Model) -> None:
-        """Give all layers but the classifier their weights; raises UserError where they are another network's."""
+        """Give all layers but the classifier their weights; UserError where they are another network's."""
         self._weights.load_into(model, new_head=True)
 
 
 class UnfreezeAt:
-    """Switches a training from its frozen network to the whole of it: everything trains from step `step` on.
-
-    `make_functions` compiles the steps of what trains when it is called; `log` is told at the switch what that is.
-    """
+    """Switches a training to the whole network at step `step`, and takes its functions from `make_functions` anew."""
 
     def __init__(
         self,
@@ -90,9 +86,8 @@ class UnfreezeAt:
         freeze: str,
         train_bn: bool,
     ) -> None:
-        self.step = step
+        self.step, self._make_functions, self._log = step, make_functions, log
         self._model, self._freeze, self._train_bn = model, freeze, train_bn
-        self._make_functions, self._log = make_functions, log
         self._is_unfrozen = False
         self._functions: dict[bool, StepFunctions] = {}
 
@@ -140,9 +135,9 @@ def _parameters(variables: list[keras.Variable]) -> int:
     return sum(variable.value.shape.num_elements() for variable in variables)
 
 
-def _stage(name: str) -> int | None:
+def _stage(name: str) -> int:
     found = re.match(r"stage(\d+)_", name)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else _NO_STAGE
 
 
 def _is_frozen(name: str, last: str) -> bool:
@@ -150,5 +145,4 @@ def _is_frozen(name: str, last: str) -> bool:
         return False
     if last == "all" or name.startswith("stem_"):
         return True
-    stage = _stage(name)
-    return stage is not None and stage <= int(last.removeprefix("stage"))
+    return _NO_STAGE < _stage(name) <= int(last.removeprefix("stage"))

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import datetime
 import io
 import json
 import os
@@ -18,23 +17,14 @@ from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.recipes import Recipe
 from resnet_tf.reports.curves import TrainingHistory
-from resnet_tf.training.run_dir import RunDir, Settings
+from resnet_tf.reports.runs import Settings, clock
+from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 
 COLUMNS = (
-    "iteration",
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_l2",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "train_eval_loss",
-    "train_eval_accuracy",
-    "images_per_second",
-    "evaluation_seconds",
-    "seconds",
+    *("iteration", "epoch", "learning_rate", "train_loss", "train_l2", "train_accuracy"),
+    *("validation_loss", "validation_accuracy", "train_eval_loss", "train_eval_accuracy"),
+    *("images_per_second", "evaluation_seconds", "seconds"),
 )
 RECORD = np.dtype([("loss", "<f4"), ("l2", "<f4"), ("accuracy", "<f4")])
 
@@ -57,13 +47,8 @@ class StepLog:
     """File of one 12-byte record per step, written in blocks."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Go on with the log of a run that has done `step` steps; later records are cut off.
-
-        Raises OSError where the file holds fewer records than that.
-        """
-        self._path = path
-        self._written = step * RECORD.itemsize
-        self._unwritten = bytearray()
+        """Go on after `step` steps, cutting later records off; OSError where the file holds fewer."""
+        self._path, self._written, self._unwritten = path, step * RECORD.itemsize, bytearray()
         if step and path.stat().st_size < self._written:
             raise OSError(f"{path} holds fewer than the {step} records that the checkpoint counts on")
 
@@ -100,11 +85,8 @@ class TrainLogger:
         if self._bar.disable:
             return
         epoch = step // self._steps_per_epoch
-        values = {
-            "loss": f"{results[:, 0].mean():.3f}",
-            "acc": f"{100 * results[:, 2].mean():.1f}%",
-            "lr": f"{learning_rate:g}",
-        }
+        loss, _, accuracy = results.mean(axis=0)
+        values = {"loss": f"{loss:.3f}", "acc": f"{100 * accuracy:.1f}%", "lr": f"{learning_rate:g}"}
         if self._bar.format_dict["rate"]:
             values["img/s"] = f"{self._bar.format_dict['rate'] * self._batch_size:.0f}"
         if epoch != self._epoch:
@@ -118,17 +100,15 @@ class TrainLogger:
         """Print an evaluation as a line."""
         # By the latest pace, as a run may have moved to another machine; it is rounded, and may be 0.
         left = (self._iterations - metrics["iteration"]) * self._batch_size / max(metrics["images_per_second"], 0.1)
-        columns = [
-            f"iteration {metrics['iteration']}/{self._iterations} epoch {metrics['epoch']:g}",
-            f"loss {metrics['train_loss']:.4f} accuracy {100 * metrics['train_accuracy']:.2f} %",
-        ]
-        if metrics["validation_accuracy"] is not None:
-            accuracy = 100 * metrics["validation_accuracy"]
-            columns.append(f"validation loss {metrics['validation_loss']:.4f} accuracy {accuracy:.2f} %")
+        columns = [f"iteration {metrics['iteration']}/{self._iterations} epoch {metrics['epoch']:g}"]
+        for name, key in (("", "train"), ("validation ", "validation")):
+            loss, accuracy = metrics[f"{key}_loss"], metrics[f"{key}_accuracy"]
+            if accuracy is not None:
+                columns.append(f"{name}loss {loss:.4f} accuracy {100 * accuracy:.2f} %")
         columns += [
             f"lr {metrics['learning_rate']:g}",
             f"{metrics['images_per_second']:.0f} images/s",
-            f"{_clock(metrics['seconds'])} elapsed, {_clock(left)} left",
+            f"{clock(metrics['seconds'])} elapsed, {clock(left)} left",
         ]
         self.log(" | ".join(columns))
 
@@ -140,13 +120,7 @@ class TrainLogger:
         self._run_dir.log(line)
 
     def close(self) -> None:
-        """Remove the bar."""
         self._bar.close()
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def write_history(folder: Path, history: History) -> None:
@@ -176,10 +150,7 @@ def read_metrics(folder: Path) -> History:
 
 
 def read_history(folder: Path) -> TrainingHistory:
-    """The losses, learning rates and evaluations of a run, finished or not, from its folder.
-
-    Raises UserError where it holds no run, or one that has not been evaluated yet, or a file is damaged.
-    """
+    """The losses, learning rates and evaluations of a run, finished or not; UserError where there is none yet."""
     settings = RunDir(folder).settings()
     if settings is None:
         raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")

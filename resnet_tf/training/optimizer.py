@@ -11,10 +11,7 @@ from resnet_tf.recipes import Recipe
 
 
 def make_optimizer(recipe: Recipe, policy: str, undecayed: Sequence[keras.Variable] = ()) -> keras.optimizers.Optimizer:
-    """The recipe's optimizer; under the policy mixed_float16 with dynamic loss scaling around it.
-
-    `undecayed` are the variables that AdamW, which decays the weights itself, leaves alone.
-    """
+    """The recipe's optimizer, with dynamic loss scaling under mixed_float16; AdamW does not decay the `undecayed`."""
     # Named, because checkpoints go by the variables' paths and Keras numbers unnamed optimizers.
     options: dict[str, Any] = {"global_clipnorm": recipe.clip_norm, "name": recipe.optimizer}
     optimizer: keras.optimizers.Optimizer
@@ -34,10 +31,7 @@ def make_optimizer(recipe: Recipe, policy: str, undecayed: Sequence[keras.Variab
 
 
 def decayed_variables(model: keras.Model, decay: str) -> list[keras.Variable]:
-    """The trainable variables that the L2 term covers: "all", or the "kernels" of convolutions and classifier.
-
-    Kernels are the variables of rank 2 and more: no biases, no batch normalization.
-    """
+    """The trainable variables in the L2 term: "all", or "kernels" (rank 2 and more: no biases, no normalization)."""
     return [v for v in model.trainable_variables if decay == "all" or len(v.shape) >= 2]
 
 
@@ -66,8 +60,8 @@ def ema_pairs(model: keras.Model, ema_model: keras.Model) -> list[tuple[keras.Va
 def update_ema(pairs: list[tuple[keras.Variable, keras.Variable]], decay: float, steps: tf.Tensor) -> None:
     """Move each average towards its variable: average = d · average + (1 - d) · variable.
 
-    d is min(decay, (1 + t) / (10 + t)) after t steps, the usual warm-up: the first steps would otherwise weigh
-    next to nothing against the initial values.
+    d is min(decay, (1 + t) / (10 + t)) after t steps: the first ones would otherwise weigh next to nothing against
+    the initial values.
     """
     done = tf.cast(steps, tf.float32)
     rest = 1.0 - tf.minimum(decay, (1.0 + done) / (10.0 + done))

@@ -1,6 +1,5 @@
 """The run directory: one process at a time, one set of settings for its whole life."""
 
-import json
 import os
 import platform
 import time
@@ -10,36 +9,17 @@ from typing import IO, Any
 from resnet_tf.config import DEFAULTS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
+from resnet_tf.reports.runs import COMMAND, REPORT, SETTINGS, Settings, describe_diff, read_json
 
-SETTINGS = "settings.json"
-REPORT = "report.json"
-COMMAND = "command.txt"
-_WRITTEN = (
-    REPORT,
-    "checkpoints/*",
-    "tensorboard/*",
-    "*.keras",
-    "*.json",
-    "*.bin",
-    "metrics.*",
-    "curves.*",
-    "log.txt",
-    COMMAND,
-)
-
+_WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
-_ANOTHER_OR_ANEW = "give another run_dir=…, or overwrite=True to start anew"
-_ANEW = "start anew with overwrite=True, or give another run_dir=…"
-
-Settings = dict[str, Any]
+_ANOTHER = "give another run_dir=…"
+_ANOTHER_OR_ANEW = f"{_ANOTHER}, or overwrite=True to start anew"
 
 
 class RunDir:
-    """Where a run keeps its settings, log, checkpoints, models and report.
-
-    Nothing is created before `lock`. With `read_only`, nothing ever is: other workers of the run only read it.
-    """
+    """Settings, log, checkpoints, models and report of a run; made by `lock`, and never written with `read_only`."""
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path, self.read_only = path, read_only
@@ -47,10 +27,7 @@ class RunDir:
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Make the folder and take its lock, which the system releases when the process ends.
-
-        Raises UserError where another process has it, or the folder cannot be made or written.
-        """
+        """Make the folder and take its lock, which ends with the process; UserError where another process has it."""
         if self.read_only:
             return
         import fcntl  # here, because runs can be read on systems that have none
@@ -59,18 +36,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise UserError(
-                f"run folder {self.path} cannot be written ({error.strerror}); give another run_dir=…"
-            ) from error
+            raise UserError(f"run folder {self.path} cannot be written ({error.strerror}); {_ANOTHER}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(
-                f"run folder {self.path} is in use by {owner}; wait for it or give another run_dir=…"
-            ) from error
+            raise UserError(f"run folder {self.path} is in use by {owner}; wait for it or {_ANOTHER}") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -79,7 +52,6 @@ class RunDir:
             leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Give the lock back."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -87,11 +59,15 @@ class RunDir:
     def settings(self) -> Settings | None:
         """The settings that the run was started with, or None for a new run."""
         self.check()
-        return _read_json(self.path / SETTINGS)
+        return self._read(SETTINGS)
 
     def report(self) -> dict[str, Any] | None:
         """The report of a finished run, or None."""
-        return _read_json(self.path / REPORT)
+        return self._read(REPORT)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        return read_json(path, _ANOTHER_OR_ANEW) if path.exists() else None
 
     def check(self) -> None:
         """Raise UserError where the folder holds other things than a run; touches nothing."""
@@ -102,13 +78,9 @@ class RunDir:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(
-                f"run folder {self.path} cannot be read ({error.strerror}); give another run_dir=…"
-            ) from error
+            raise UserError(f"run folder {self.path} cannot be read ({error.strerror}); {_ANOTHER}") from error
         if foreign:
-            raise UserError(
-                f"{self.path} is not empty and is not a run folder (found {min(foreign)}); pass an empty run_dir=…"
-            )
+            raise UserError(f"{self.path} is not empty and is not a run folder (found {min(foreign)}); {_ANOTHER}")
 
     def create(self, settings: Settings, command: str | None = None) -> None:
         """Write the settings of a new run, and the command that asked for it."""
@@ -123,7 +95,7 @@ class RunDir:
         self.check()
         if self.read_only:
             return
-        for pattern in _WRITTEN:
+        for pattern in (*_WRITTEN, COMMAND):
             for path in self.path.glob(pattern):
                 if path.name != SETTINGS:
                     path.unlink()
@@ -141,51 +113,37 @@ class RunDir:
 
 
 def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None:
-    """Raise UserError unless a run with the `saved` settings can go on under the `current` ones.
-
-    `current` may leave out what its caller does not know yet, such as the digests of data and weights.
-    """
+    """Raise UserError unless a `saved` run can go on under the `current` settings, as far as those are known."""
+    folder = f"run folder {run_dir.path}"
     asked = DEFAULTS | {key: value for key, value in current.items() if key not in _DERIVED}
     known = DEFAULTS | saved
-    differences = describe_diff({key: known.get(key) for key in asked}, asked)
-    if differences:
-        raise UserError(
-            f"run folder {run_dir.path} belongs to a run of other settings: {differences}; {_ANOTHER_OR_ANEW}"
-        )
+    if differences := describe_diff({key: known.get(key) for key in asked}, asked):
+        raise UserError(f"{folder} belongs to a run of other settings: {differences}; {_ANOTHER_OR_ANEW}")
     if "data.fingerprint" not in current:
         return
     if saved.get("weights.sha256") != current.get("weights.sha256"):
-        raise UserError(
-            f"run folder {run_dir.path} was started from other weights than {current.get('weights')} holds now; "
-            f"{_ANOTHER_OR_ANEW}"
-        )
+        weights = current.get("weights")
+        raise UserError(f"{folder} was started from other weights than {weights} holds now; {_ANOTHER_OR_ANEW}")
     if saved["data.fingerprint"] != current["data.fingerprint"]:
-        raise UserError(
-            f"run folder {run_dir.path} was started on other data ({saved['data.source']}, here "
-            f"{current['data.source']}); give that data_dir=…, another run_dir=…, or overwrite=True to start anew"
-        )
+        sources = f"{saved['data.source']}, here {current['data.source']}"
+        raise UserError(f"{folder} was started on other data ({sources}); give that data, {_ANOTHER_OR_ANEW}")
 
 
 def describe_report(report: dict[str, Any]) -> str:
     """The result of a run in a line or two."""
-    settings, test, best = report["settings"], report["test"], report.get("best")
-    if test is None:
-        accuracy = report["training"]["last_validation_accuracy"]
-        validation = "and no validation images: nothing is known of its accuracy"
-        if accuracy is not None:
-            validation = f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"
-        lines = [f"no test images; {validation} after {report['iterations']} iterations"]
+    test, best, last = report["test"], report.get("best"), f"{report['iterations']} iterations"
+    if test is not None:
+        of = f"loss {test['loss']:.4f}, {test['images']} images, {report['settings']['data.source']}"
+        lines = [f"test accuracy {100 * test['top1']:.2f} % ({of}) after {last}"]
+    elif (accuracy := report["training"]["last_validation_accuracy"]) is not None:
+        validation = f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"
+        lines = [f"no test images; {validation} after {last}"]
     else:
-        lines = [
-            f"test accuracy {100 * test['top1']:.2f} % (loss {test['loss']:.4f}, {test['images']} images, "
-            f"{settings['data.source']}) after {report['iterations']} iterations"
-        ]
+        lines = [f"no test images and no validation images: nothing is known of its accuracy after {last}"]
     if best is not None:
         of_test = "" if best["test"] is None else f", test {100 * best['test']['top1']:.2f} %"
-        lines.append(
-            f"best by validation: iteration {best['iteration']}, "
-            f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
-        )
+        validation = f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
+        lines.append(f"best by validation: iteration {best['iteration']}, {validation}")
     return "\n".join(lines)
 
 
@@ -194,29 +152,3 @@ def saved_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float
     if "data.mean" not in settings or "data.std" not in settings:
         return None
     return tuple(settings["data.mean"]), tuple(settings["data.std"])
-
-
-def describe_diff(old: Settings, new: Settings) -> str | None:
-    """The first few settings in which two runs differ, in words; None where they agree."""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if not keys:
-        return None
-    return "; ".join(f"{key} is {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys[:4])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_ANEW}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not the JSON object that a run writes; {_ANEW}")
-    return value

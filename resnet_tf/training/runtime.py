@@ -28,10 +28,7 @@ class Device:
 
 
 def set_threads(threads: int | None) -> int:
-    """Let each operation use this many threads, 0 for `default_threads`, None for as it is; return the number in force.
-
-    It decides the order of sums, and so the last bits of every result. To be called before any operation runs.
-    """
+    """Set how many threads sum, which decides the last bits (0: one per core, None: as it is); return the number."""
     if threads is None:
         return tf.config.threading.get_intra_op_parallelism_threads() or available_cores()
     threads = threads or default_threads()
@@ -51,9 +48,7 @@ def default_threads() -> int:
 
 def available_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(device: str) -> Device:
@@ -88,10 +83,8 @@ def choose_precision(precision: str, device: Device) -> tuple[str, str]:
             return "mixed_float16", "the GPU has tensor cores, but none for bfloat16"
         return "float32", "the GPU has no tensor cores"
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    for flag in ("amx_bf16", "avx512_bf16", "bf16"):
-        if flag in flags:
-            return "mixed_bfloat16", f"the processor has {flag}"
-    return "float32", "the processor has no bfloat16 arithmetic"
+    found = next((flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags), None)
+    return ("mixed_bfloat16", f"the processor has {found}") if found else ("float32", "the processor has no bfloat16")
 
 
 def _cpuinfo(key: str) -> str:

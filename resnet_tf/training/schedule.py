@@ -10,10 +10,9 @@ WARM_ERROR = 0.8  # the warm-up by error ends below this (1512.03385, section 4.
 
 
 class Schedule:
-    """Learning rates of a run of `iterations` steps.
+    """Learning rates of a run of `iterations` steps, at most `unfreeze_learning_rate` from `unfreeze_at`.
 
-    Where both are given, `unfreeze_learning_rate` takes the place of the recipe's learning rate from step
-    `unfreeze_at` on. `state` is JSON-able; it changes only under "plateau" schedules and the warm-up by error.
+    `state` is JSON-able; it changes only under "plateau" schedules and the warm-up by error.
     """
 
     def __init__(
@@ -25,15 +24,8 @@ class Schedule:
     ) -> None:
         self.recipe, self.iterations = recipe, iterations
         self.unfreeze_at, self.unfreeze_learning_rate = unfreeze_at, unfreeze_learning_rate
-        self.state: dict[str, Any] = {
-            "warm": recipe.warmup != "error",
-            "factor": 1.0,
-            "best": None,
-            "checks_without_gain": 0,
-            "loss_sum": 0.0,
-            "error_sum": 0.0,
-            "count": 0,
-        }
+        self.state: dict[str, Any] = {"warm": recipe.warmup != "error", "factor": 1.0, "best": None}
+        self.state |= {"checks_without_gain": 0, "loss_sum": 0.0, "error_sum": 0.0, "count": 0}
 
     @property
     def needs_batches(self) -> bool:
@@ -68,7 +60,7 @@ class Schedule:
         return 1.0
 
     def observe_batch(self, loss: float, error: float) -> None:
-        """Take note of one step's cross-entropy and error (fraction wrong)."""
+        """Note one step's cross-entropy and error (fraction wrong)."""
         state = self.state
         state["loss_sum"] += loss
         state["error_sum"] += error
@@ -82,7 +74,6 @@ class Schedule:
         state.update(loss_sum=0.0, error_sum=0.0, count=0)
 
     def observe_validation(self, accuracy: float) -> None:
-        """Take note of an evaluation's validation accuracy."""
         if self.recipe.schedule == "plateau" and self.recipe.monitor == "validation-accuracy":
             self._check_plateau(accuracy)
 

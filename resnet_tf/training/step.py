@@ -16,8 +16,7 @@ from resnet_tf.training.optimizer import decayed_variables, ema_pairs, update_em
 # Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
 Batch = tuple[Any, Any]
 TrainStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-# The training step and the same for several steps in one call.
-StepFunctions = tuple[TrainStep, TrainStep]
+StepFunctions = tuple[TrainStep, TrainStep]  # one step, and several in one call
 # Of images and labels: gradients by variable, and what a step returns.
 Backward = Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]
 
@@ -51,10 +50,8 @@ def disable_optimizer_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if not hasattr(inner, "_all_reduce_sum_gradients"):
-        raise UserError(
-            f"Keras {keras.__version__} sums gradients over replicas in a way that this package does not know; "
-            "install an earlier Keras, such as 3.15, or use strategy='none'"
-        )
+        advice = "install an earlier Keras, such as 3.15, or use strategy='none'"
+        raise UserError(f"Keras {keras.__version__} sums gradients over replicas in an unknown way; {advice}")
     inner._all_reduce_sum_gradients = list
 
 
@@ -91,17 +88,14 @@ def make_train_step(
 ) -> TrainStep:
     """Compile one training step of `model`, whose trainable variables it updates through its `view`.
 
-    The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the
-    variables that the recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update,
-    so that its L2 term is 0. Which variables train is looked up here and at the first call, and holds from then on.
+    The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the variables that the
+    recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update, so that its L2 term
+    is 0. Which variables train is looked up here and at the first call, and holds from then on.
 
-    With `accumulate`, a batch goes through the network in equal microbatches, and the mean of their
-    gradients makes the one update: that of the whole batch, except that batch normalization takes its statistics from
-    each microbatch.
-
-    With `replicas`, the step is that of one of them, to be run by `Distribution.step`: each has an equal shard of the
-    batch, the loss and its L2 term count 1/replicas, gradients are summed once, before clipping, and the moving
-    statistics are averaged, so that all replicas end each step with the same variables.
+    With `accumulate`, the mean of the microbatches' gradients makes the one update: that of the whole batch, except
+    that batch normalization takes its statistics from each microbatch. With `replicas`, the step is that of one of
+    them, to be run by `Distribution.step`: the loss counts 1/replicas, gradients are summed once, before clipping, and
+    the moving statistics are averaged, so that all replicas end each step with the same variables.
 
     Args:
         model: stock model with logits.
@@ -200,10 +194,7 @@ def _mean_over_microbatches(
 
 
 def make_multi_step(step: TrainStep, model: keras.Model, image_dtype: tf.DType = tf.uint8) -> TrainStep:
-    """Compile several steps into one call, for devices that finish a step before the host can ask for the next.
-
-    steps(images uint8 (K, B, H, W, C), labels int32 (K, B), learning_rates float32 (K,)) -> float32 (K, 3).
-    """
+    """Compile K steps into one call: uint8 (K, B, H, W, C), int32 (K, B), rates float32 (K,) -> float32 (K, 3)."""
     image = tf.TensorSpec((None, None, *model.input_shape[1:]), image_dtype)
     signature = (image, tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None,), tf.float32))
 
@@ -221,10 +212,7 @@ def make_multi_step(step: TrainStep, model: keras.Model, image_dtype: tf.DType =
 def group_batches(
     batches: Iterable[Batch], start: int, size: int, is_boundary: Callable[[int], bool]
 ) -> Iterator[list[Batch]]:
-    """Group the batches from step `start` on by `size`, one group a call.
-
-    No group reaches over a number of steps done for which `is_boundary` is true.
-    """
+    """Group the batches from step `start` on by `size`, but over no number of steps done that `is_boundary`."""
     group = []
     for done, batch in enumerate(batches, start=start + 1):
         group.append(batch)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -12,13 +13,12 @@ from resnet_tf.data.loader import TrainLoader
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState, checkpoint_variables
-from resnet_tf.training.distribute import DecisionSync, Distribution
-from resnet_tf.training.evaluator import Evaluator
+from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
 from resnet_tf.training.fine_tune import UnfreezeAt
 from resnet_tf.training.logs import COLUMNS, History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.step import TrainStep, group_batches, run_group
+from resnet_tf.training.step import StepFunctions, group_batches, run_group
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,6 +33,7 @@ class Diverged(UserError):  # noqa: N818
     """The loss became infinite or NaN."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
     """Trains a model from its first to its last step in a run directory.
 
@@ -40,49 +41,34 @@ class Trainer:
     each checkpoint; so a run that is stopped anywhere and resumed ends with the same bits.
     """
 
-    def __init__(
-        self,
-        *,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        step: TrainStep,
-        multi_step: TrainStep | None = None,  # needed where `steps_per_execution` is above 1
-        steps_per_execution: int = 1,
-        schedule: Schedule,
-        loader: TrainLoader | PrefetchToDevice | DeviceCachedLoader,
-        evaluate: Evaluator | None,  # on the validation images, where there are any
-        evaluate_train: Evaluator | None = None,  # on the training images in inference mode
-        save_best: Callable[[dict[str, Any]], None],  # gets `best`; may raise OSError
-        run_dir: RunDir,
-        evaluate_every: int | None = None,  # steps; None is once an epoch
-        checkpoint_every: int | None = None,  # steps; None is by the clock and at each evaluation
-        checkpoint_seconds: float | None = 300.0,  # where `checkpoint_every` is None; None is no clock
-        logger: TrainLogger,
-        rollbacks: int = 0,  # how often a diverged run goes back to its last checkpoint with half the learning rate
-        patience: int = 0,  # evaluations without a gain of validation accuracy that end the run; 0 is never
-        on_evaluation: Callable[[History], None] | None = None,  # what it raises ends the run, which is saved by then
-        unfreeze: UnfreezeAt | None = None,  # gives the steps in place of `step` and `multi_step`
-        ema_model: keras.Model | None = None,
-        distribution: Distribution | None = None,
-    ) -> None:
-        distribution = distribution or Distribution()
-        self.model, self.optimizer, self.ema_model = model, optimizer, ema_model
-        self.schedule, self.loader, self.run_dir, self.logger = schedule, loader, run_dir, logger
-        self.evaluate, self.evaluate_train = evaluate, evaluate_train
-        self.save_best, self.on_evaluation = save_best, on_evaluation
-        self.evaluate_every = evaluate_every or loader.steps_per_epoch
-        self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
-        self.rollbacks, self.patience = rollbacks, patience
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    step_functions: StepFunctions
+    steps_per_execution: int = 1
+    schedule: Schedule
+    loader: TrainLoader | PrefetchToDevice | DeviceCachedLoader
+    evaluate: Evaluator | None  # on the validation images, where there are any
+    evaluate_train: Evaluator | None = None  # on the training images in inference mode
+    save_best: Callable[[dict[str, Any]], None]  # gets `best`; may raise OSError
+    run_dir: RunDir
+    evaluate_every: int | None = None  # steps; None is once an epoch
+    checkpoint_every: int | None = None  # steps; None is by the clock and at each evaluation
+    checkpoint_seconds: float | None = 300.0  # where `checkpoint_every` is None; None is no clock
+    logger: TrainLogger
+    rollbacks: int = 0  # how often a diverged run goes back to its last checkpoint with half the learning rate
+    patience: int = 0  # evaluations without a gain of validation accuracy that end the run; 0 is never
+    on_evaluation: Callable[[History], None] | None = None  # what it raises ends the run, which is saved by then
+    unfreeze: UnfreezeAt | None = None  # gives the step functions in place of `step_functions`
+    ema_model: keras.Model | None = None
+    distribution: Distribution = field(default_factory=Distribution)
+
+    def __post_init__(self) -> None:
         self.step = 0
         self.history: History = []
         self.best: dict[str, Any] | None = None
-        self._functions, self._unfreeze = (step, multi_step or step), unfreeze
-        self._steps_per_execution = steps_per_execution
-        self._totals = MetricTotals()
-        self._rollbacks_done = 0
-        self._seconds = 0.0
-        self._checkpoints = CheckpointManager(run_dir, logger.log, distribution)
-        self._decisions = DecisionSync(distribution)
+        self._totals, self._rollbacks_done, self._seconds = MetricTotals(), 0, 0.0
+        self._checkpoints = CheckpointManager(self.run_dir, self.logger.log, self.distribution)
+        self._decisions = DecisionSync(self.distribution)
         self._saved_at = time.monotonic()
 
     @property
@@ -92,10 +78,7 @@ class Trainer:
 
     @property
     def should_stop_early(self) -> bool:
-        """Whether the validation accuracy has not risen for `patience` evaluations.
-
-        Where the network unfreezes during the run, those after that moment count.
-        """
+        """Whether the validation accuracy has not risen for `patience` evaluations since everything trains."""
         start = self.schedule.unfreeze_at or 0
         accuracies = [metrics["validation_accuracy"] for metrics in self.history if metrics["iteration"] > start]
         if not self.patience or len(accuracies) <= self.patience or accuracies[-1] is None:
@@ -118,10 +101,7 @@ class Trainer:
         return True
 
     def fit(self) -> None:
-        """Train to the last step, from wherever the run is.
-
-        Raises Stopped where a signal came and the run is saved, Diverged where no rollback is left.
-        """
+        """Train to the last step; raises Stopped on a signal, once the run is saved, and Diverged."""
         with StopRequest() as stop:
             while not self.ended:
                 try:
@@ -138,11 +118,11 @@ class Trainer:
         started = time.monotonic()
         batches = self.loader.iterate(self.step, self.iterations)
         try:
-            for group in group_batches(batches, self.step, self._steps_per_execution, self._is_boundary):
-                if self._unfreeze is not None:
-                    self._functions = self._unfreeze.functions(self.step)
+            for group in group_batches(batches, self.step, self.steps_per_execution, self._is_boundary):
+                if self.unfreeze is not None:
+                    self.step_functions = self.unfreeze.functions(self.step)
                 learning_rates = [self.schedule.learning_rate(self.step + k) for k in range(len(group))]
-                pending.append(run_group(self._functions, group, np.asarray(learning_rates, np.float32)))
+                pending.append(run_group(self.step_functions, group, np.asarray(learning_rates, np.float32)))
                 self.step += len(group)
                 evaluate, by_count = self._evaluation_due(self.step), self._checkpoint_due(self.step)
                 by_clock = self._clock_due()
@@ -214,8 +194,7 @@ class Trainer:
             metrics["train_eval_loss"], metrics["train_eval_accuracy"] = self.evaluate_train()
         took = time.monotonic() - began
         self._seconds += took
-        metrics["evaluation_seconds"] = round(took, 3)
-        metrics["seconds"] = round(self._seconds, 1)
+        metrics |= {"evaluation_seconds": round(took, 3), "seconds": round(self._seconds, 1)}
         self.history.append(metrics)
         self._totals = MetricTotals()
         accuracy = metrics["validation_accuracy"]
@@ -240,18 +219,18 @@ class Trainer:
         self.schedule.state["factor"] *= 0.5 ** (rollbacks - self._rollbacks_done)
         self._rollbacks_done = rollbacks
         self.best = best  # best.keras is on the disk, whatever came after it
-        self.logger.log(
-            f"rolled back to iteration {self.step} with the learning rate times {self.schedule.state['factor']:g}"
-        )
+        factor = self.schedule.state["factor"]
+        self.logger.log(f"rolled back to iteration {self.step} with the learning rate times {factor:g}")
 
     def _diverged(self, what: str, step: int) -> Diverged:
+        saved, learning_rate = self._checkpoints.describe_saved(), self.schedule.learning_rate(step)
         return Diverged(
-            f"{what} at iteration {step}, learning rate {self.schedule.learning_rate(step):g} "
-            f"({self._checkpoints.describe_saved()}); use a lower learning_rate=…, a warmup=… or on_nan='rollback'"
+            f"{what} at iteration {step}, learning rate {learning_rate:g} ({saved}); "
+            "use a lower learning_rate=…, a warmup=… or on_nan='rollback'"
         )
 
     def _evaluation_due(self, step: int) -> bool:
-        return step % self.evaluate_every == 0 or step == self.iterations
+        return step % (self.evaluate_every or self.loader.steps_per_epoch) == 0 or step == self.iterations
 
     def _checkpoint_due(self, step: int) -> bool:
         return self.checkpoint_every is not None and (step % self.checkpoint_every == 0 or step == self.iterations)
@@ -262,7 +241,7 @@ class Trainer:
 
     def _is_boundary(self, step: int) -> bool:
         """Whether no call may reach over this number of steps done."""
-        unfreezing = self._unfreeze is not None and step == self._unfreeze.step
+        unfreezing = self.unfreeze is not None and step == self.unfreeze.step
         return unfreezing or self._evaluation_due(step) or self._checkpoint_due(step) or self.schedule.needs_batches
 
     def _count_time(self, started: float) -> None:
