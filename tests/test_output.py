@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_tf.cli.command import run_command
-from resnet_tf.cli.main import main
+from resnet_tf.cli.main import main, run_command
 from tests.conftest import TINY
 
 
@@ -51,7 +50,7 @@ def test_a_training_goes_on_without_a_reader(tmp_path, capfd):
 def test_the_interpreter_ends_quietly(python):
     program = (
         "import os, sys\n"
-        "from resnet_tf.cli.command import run_command\n"
+        "from resnet_tf.cli.main import run_command\n"
         "reader, writer = os.pipe()\n"
         "os.close(reader)\n"
         "os.dup2(writer, 1)\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import run_command
+from resnet_tf.cli.main import run_command
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of, write_json, write_text
 from resnet_tf.pretrained import zoo as shipped

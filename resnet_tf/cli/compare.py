@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import Parser
+from resnet_tf.cli.main import Parser
 from resnet_tf.errors import UserError
 from resnet_tf.reports.curves import draw_comparison
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import Parser, add_inference_flags, check_output_file
+from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file
 from resnet_tf.config import TrainConfig
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import Parser
 from resnet_tf.cli.evaluate import DATA_DIR_HELP, MODEL_HELP
+from resnet_tf.cli.main import Parser
 from resnet_tf.config import FORMATS
 from resnet_tf.data.dataset import DATASETS
 from resnet_tf.errors import UserError

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.cli.command import Parser
+from resnet_tf.cli.main import Parser
 from resnet_tf.config import SHORTCUTS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_with

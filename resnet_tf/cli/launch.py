@@ -15,7 +15,7 @@ from types import FrameType
 from typing import IO, Any
 
 from resnet_tf.cli import train
-from resnet_tf.cli.command import Parser
+from resnet_tf.cli.main import Parser
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.training.cluster import LAUNCHED, WORKERS_HERE

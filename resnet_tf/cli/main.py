@@ -1,11 +1,22 @@
-"""The console command `resnet-tf`."""
+"""The console command `resnet-tf`, and what its subcommands share: parser, flags made from fields, one-line errors."""
 
+import argparse
+import contextlib
+import dataclasses
 import importlib
+import io
+import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 from resnet_tf import __version__
-from resnet_tf.cli.command import Parser, escape_unprintable, run_command
+from resnet_tf.config import PRECISIONS
+from resnet_tf.errors import UserError
+from resnet_tf.recipes import attribute_texts
 
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
@@ -21,6 +32,170 @@ COMMANDS = {
 }
 # What these make is in files, and takes long.
 LASTING = ("train", "reproduce", "tune")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line and whose flags are not abbreviated.
+
+    Attributes:
+        flags: the flag of each argument of the command that was parsed last.
+    """
+
+    flags: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and remember the flags, so that errors of the library can be told in them."""
+        Parser.flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line that ends in where to find help, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def add_flags(group: Any, cls: type, fields: Iterable[dataclasses.Field], defaults: bool = True) -> None:
+    """Add a flag for each of the fields of a class; without `defaults`, one that is not given is None."""
+    texts = attribute_texts(cls)
+    for field in fields:
+        meta, default = field.metadata, field.default if defaults else None
+        name = meta.get("flag", field.name)
+        if name is None:
+            continue
+        shown = default is not None and not isinstance(default, bool)
+        options: dict[str, Any] = {"dest": field.name, "default": default}
+        text = texts[field.name].rstrip(".").replace("`", "").replace("%", "%%")
+        options["help"] = text + (" (default: %(default)s)" if shown else "")
+        if isinstance(field.default, bool):
+            options["action"] = "store_true" if defaults else argparse.BooleanOptionalAction
+        else:
+            kind = meta.get("parse") or (str if field.default is None else type(field.default))
+            options |= {"type": kind, "choices": meta.get("choices")}
+            options["metavar"] = meta.get("metavar") or (None if options["choices"] else name.upper())
+        group.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def add_inference_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of how a model runs."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="what it computes in; 16 bits are faster where the processor has them, and change the results slightly",
+    )
+    parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions first")
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """The numbers of a flag's value such as 0,1,2; argparse makes its ValueError a line."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def check_output_file(argument: str, file: str | None) -> None:
+    """Refuse an output whose folder does not exist, or that is a folder."""
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UserError(f"{argument}={file!r}: the folder does not exist; make it or give another file")
+    if file and Path(file).is_dir():
+        raise UserError(f"{argument}={file!r} is a folder; give a file")
+
+
+def in_flags(message: str, flags: dict[str, str]) -> str:
+    """A message of the library with `argument=value` told in flags; the flag alone for True and …."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in flags:
+            return match[0]
+        if value in ("True", "…"):
+            return flags[name]
+        value = ",".join(value[1:-1].split(", ")).rstrip(",") if value.startswith("(") else value.strip("'\"")
+        return f"{flags[name]} {value}"
+
+    return re.sub(r"\b([a-z][a-z0-9_]*)=('[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,;:)]+)", flag, message)
+
+
+def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], lasting: bool = False) -> int:
+    """Run a command's main function and turn its errors into one line on stderr.
+
+    Returns 0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
+    reader of its output has gone (as with `| head`). One that is `lasting` goes on when nobody takes what it prints.
+    """
+    with _lasting_output() if lasting else contextlib.nullcontext():
+        try:
+            code = command(argv)
+            _flush_output()
+        except UserError as error:
+            print(f"resnet-tf: error: {' '.join(in_flags(str(error), Parser.flags).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("resnet-tf: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            _silence(sys.stdout)
+            return 128 + signal.SIGPIPE
+    return code if isinstance(code, int) else 0
+
+
+def escape_unprintable() -> None:
+    """Let stdout show what its encoding lacks, and file names that are no text, as escapes instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what a stream still holds and all that follows vanish; the interpreter would fail over it at its end."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence(sys.stdout)
+        raise UserError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere") from error
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """A context in which printing on stdout never fails, for work whose results are in files."""
+    with contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout))):
+        yield
+
+
+class _LastingStream:
+    """A stream that falls silent where it would fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        _silence(self._stream)
+        if isinstance(error, BrokenPipeError):
+            return  # `| head` wants to hear nothing of it
+        with contextlib.suppress(OSError):
+            print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.cli.command import Parser, add_inference_flags, check_output_file
+from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
 from resnet_tf.process import load_tensorflow

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli import train
-from resnet_tf.cli.command import Parser, integers
+from resnet_tf.cli.main import Parser, integers
 from resnet_tf.config import TrainConfig, make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import check_name, fingerprint

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.command import Parser, add_flags, integers
+from resnet_tf.cli.main import Parser, add_flags, integers
 from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, default_run_dir, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models

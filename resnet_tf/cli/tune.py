@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_tf.cli.command import Parser, integers
 from resnet_tf.cli.evaluate import DATA_DIR_HELP
+from resnet_tf.cli.main import Parser, integers
 from resnet_tf.config import PRECISIONS, SHORTCUTS
 from resnet_tf.data.dataset import DATASETS
 from resnet_tf.errors import optional_import
