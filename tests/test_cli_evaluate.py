@@ -48,7 +48,7 @@ def test_a_disk_that_refuses_the_numbers(finished_run, tmp_path, monkeypatch, ca
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resnet_tf.cli.evaluate.write_json", full)
+    monkeypatch.setattr("os.replace", full)
     assert resnet_tf(["evaluate", str(finished_run[0]), "--json", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
     assert "x.json cannot be written ([Errno 28] No space left on device); give another file" in error

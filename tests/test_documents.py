@@ -16,7 +16,6 @@ import pytest
 
 import resnet_tf
 from resnet_tf import tuning
-from resnet_tf.cli import reproduce
 from resnet_tf.cli.main import COMMANDS, main
 from resnet_tf.cli.train import parse_options
 from resnet_tf.config import make_config
@@ -141,7 +140,6 @@ def inline_commands():
 def workplace(tmp_path, monkeypatch, finished_run, small_data, shapes):
     """A folder with what the documents' commands name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "load_dataset", lambda name, data_dir: shapes)
     shutil.copytree(finished_run[0], "runs/resnet20_v2-shapes-quick-seed0")
     model = keras.models.load_model(finished_run[0] / "final.keras")
     for name in ("some_model.keras", "resnet50.keras"):

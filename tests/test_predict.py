@@ -2,6 +2,7 @@ import csv
 import json
 import struct
 import sys
+import threading
 import zlib
 
 import cv2
@@ -162,22 +163,18 @@ def test_batches_keep_order_and_leave_out_the_unreadable(tmp_path, batch_size):
     assert all(size == batch_size for size in sizes[:-1])
 
 
-def test_decoding_goes_on_while_the_network_runs(tmp_path, monkeypatch):
+def test_decoding_goes_on_while_the_network_runs(tmp_path):
     """When the first batch reaches the network, the next ones are being read; it waits until they are."""
-    import threading
+    second_batch_read = threading.Event()
 
-    from resnet_tf import prediction as predict
+    class Watched(type(tmp_path)):
+        def __fspath__(self):
+            second_batch_read.set()
+            return super().__fspath__()
 
     paths = [write(tmp_path / f"{i}.png", np.zeros((8, 8, 3), np.uint8)) for i in range(12)]
-    second_batch_read = threading.Event()
-    read = predict.read_image
-
-    def watched(path, channels):
-        if path == paths[7]:
-            second_batch_read.set()
-        return read(path, channels)
-
-    monkeypatch.setattr(predict, "read_image", watched)
+    paths[7] = Watched(paths[7])
+    second_batch_read.clear()
 
     def probabilities(pixels):
         assert second_batch_read.wait(20)
@@ -233,7 +230,7 @@ def test_a_disk_that_refuses_the_predictions(brightest_channel, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     write(tmp_path / "blue.png", np.full((50, 70, 3), BLUE, np.uint8))
-    monkeypatch.setattr("resnet_tf.cli.predict.write_text", full)
+    monkeypatch.setattr("os.replace", full)
     csv_file = str(tmp_path / "out.csv")
     assert main(["predict", str(brightest_channel), str(tmp_path / "blue.png"), "--csv", csv_file]) == 2
     printed = capsys.readouterr()

@@ -276,14 +276,13 @@ FLAGS = ("--", *LENGTH, "--device", "cpu", "--precision", "float32")
 
 
 @pytest.fixture
-def tiny(monkeypatch, small_data, shapes, tmp_path):
+def tiny(small_data, tmp_path):
     """Runs `reproduce` on the small data, in folders of this test."""
-    monkeypatch.setattr(reproduce, "load_dataset", lambda name, data_dir: shapes)
     places = ("--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"))
     return lambda *flags: reproduce.main([*TINY, *places, *flags])
 
 
-def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path, monkeypatch):
+def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path):
     assert "to be trained" in tiny("--plan", *FLAGS)["plan"][0]
     assert not (tmp_path / "runs").exists()
     made = tiny(*FLAGS)
@@ -299,8 +298,8 @@ def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path, mon
     assert {path.name for path in kept.iterdir()} - {"curves.png"} == files
     assert kept.name == "resnet8_v2-shapes-quick-batch-size-16-iterations-12-float32-seed0"
     shutil.rmtree(run)
-    monkeypatch.setattr("resnet_tf.cli.train.main", lambda argv: pytest.fail("trained again"))
     assert f"finished, {kept}" in tiny(*FLAGS)["plan"][0]
+    assert not run.exists()  # not trained again
     assert "to be trained" in tiny("--plan", "--seeds", "1", *FLAGS)["plan"][0]
     assert "to be trained" in tiny("--plan", *FLAGS, "--nesterov", "--momentum", "0.8")["plan"][0]
 

@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_a_failing_save_leaves_the_earlier_ones(tmp_path, monkeypatch, place):
     if place == "savez":
         monkeypatch.setattr(checkpoint.np, "savez", refuse)
     elif place == "checksum":
-        monkeypatch.setattr(checkpoint, "write_text", refuse)
+        monkeypatch.setattr(Path, "write_text", refuse)
     else:
         monkeypatch.setattr(files.os, place, refuse)
     with pytest.raises(OSError, match="No space left"):

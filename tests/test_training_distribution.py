@@ -261,7 +261,7 @@ def test_workers_that_do_well():
 
 def test_workers_on_one_machine_share_its_cores_and_no_flag_says_so(monkeypatch):
     """A run that four of them began has its number of threads in its settings, and two go on with it."""
-    monkeypatch.setattr(runtime, "available_cores", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
     monkeypatch.delenv(WORKERS_HERE, raising=False)
     assert runtime.default_threads() == 8
     for workers, threads in ((3, 2), (4, 2), (16, 1)):
