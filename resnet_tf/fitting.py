@@ -3,14 +3,12 @@
 import contextlib
 import math
 import os
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from resnet_tf.config import TrainConfig, make_config
@@ -29,7 +27,7 @@ from resnet_tf.training.fine_tune import InitialWeights, UnfreezeAt, all_trainab
 from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
-from resnet_tf.training.runtime import choose_device, choose_precision, set_threads
+from resnet_tf.training.runtime import choose_device, choose_precision, preserved_random_states, set_threads
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import StepFunctions, balanced_weights, make_multi_step, make_train_step
 from resnet_tf.training.trainer import Trainer
@@ -87,7 +85,9 @@ def train(
         given, options = model, {**options, "model_sha256": check_trainable(model)}
         model = given.name
     named = isinstance(data, str | Path)
-    dataset = str(data) if named else getattr(data, "name", "arrays")
+    dataset = (
+        str(data) if named else "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")
+    )
     config = make_config(
         recipe,
         model=model,
@@ -101,24 +101,13 @@ def train(
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         run = _Run(config, RunDir(folder), given, data_arguments, list(callbacks), verbose, call)
         try:
-            with _random_states():
+            with preserved_random_states():
                 return run.result()
         except tf.errors.OpError as error:
             lost = worker_lost_error(error)
             if lost is None:
                 raise
             raise lost from error
-
-
-@contextlib.contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave the global generators of Python and NumPy, which seeding the initialization resets, as they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 class _Run:

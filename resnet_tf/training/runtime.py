@@ -1,10 +1,14 @@
 """Devices, precision, threads and signals of a run."""
 
+import contextlib
 import os
 import platform
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from resnet_tf.errors import UserError
@@ -93,3 +97,14 @@ def _cpuinfo(key: str) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     pairs = (line.partition(":") for line in text.splitlines())
     return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
+
+
+@contextlib.contextmanager
+def preserved_random_states() -> Iterator[None]:
+    """Leave the global generators of Python and NumPy, which seeding the initialization resets, as they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
