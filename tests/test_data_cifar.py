@@ -290,7 +290,7 @@ def test_archives_cut_short(tmp_path, kept):
 
 def test_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\n" * 500)
-    refused(tmp_path / "notes.txt", "notes.txt", "not a readable tar archive")
+    refused(tmp_path / "notes.txt", "notes.txt", "no tar archive")
 
 
 @pytest.fixture

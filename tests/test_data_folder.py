@@ -208,7 +208,7 @@ def test_lists_of_all_splits_number_classes_alike(lists):
         ("# only a comment\n", None, "names no image"),
         ("a.jpg 0\nb.jpg\n", None, r"list.txt:2 has 'b.jpg' and no more"),
         ("a.jpg 1\nb.jpg 2\n", None, r"2 integer labels of the training list run from 1 to 2"),
-        ("a.jpg 0\nb.jpg 2\n", None, r"number the classes 0 to 1 without gaps"),
+        ("a.jpg 0\nb.jpg 2\n", None, r"number them 0 to 1 without gaps"),
         ("a.jpg -1\nb.jpg 0\n", None, r"run from -1 to 0"),
         ("a.jpg 0\nb.jpg 1\nc.jpg cat\n", None, r"list.txt:1 has the integer label 0, .*list.txt:3 the name 'cat'"),
         ("a.jpg 0\nb.jpg 1\n", "c.jpg cat\n", "label all images one way or the other"),
