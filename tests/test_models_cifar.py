@@ -304,7 +304,7 @@ def test_the_recursion_limit_is_as_before():
         ({"pooling": "mean"}, r"pooling='mean'.*None, 'avg', 'max'"),
         ({"input_shape": (32, 32)}, r"input_shape=\(32, 32\).*\(height, width, channels\)"),
         ({"input_shape": (7, 32, 3)}, r"sides of at least 8"),
-        ({"input_shape": (32, 32, None)}, r"1 or more channels"),
+        ({"input_shape": (32, 32, None)}, r"sides at least 8 or None"),
         ({"mean": (1, 2, 3)}, r"mean and std go together"),
         ({"std": (1, 2, 3)}, r"mean and std go together"),
         ({"mean": (1, 2), "std": (1, 2)}, r"3 values each"),

@@ -43,7 +43,6 @@ class Array:
             raise pickle.UnpicklingError("an array whose bytes do not fill its shape")
 
     def pixels(self) -> np.ndarray:
-        """The uint8 array, as a read-only view of the pickled bytes."""
         return np.frombuffer(self._content, np.uint8).reshape(self.shape, order="F" if self._by_column else "C")
 
 
@@ -214,7 +213,6 @@ def _check_size(info: CifarInfo, name: str, size: int, where: str) -> None:
 
 
 def short(error: Exception) -> str:
-    """An exception's message as one short line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 

@@ -16,7 +16,6 @@ from resnet_tf.files import sha256_of
 
 
 def is_function_name(name: Any) -> bool:
-    """Whether this is the name of a function, and not of one of the built-in augmentations."""
     return isinstance(name, str) and ":" in name
 
 
@@ -38,7 +37,6 @@ def digest_of(augment: Any) -> str | None:
 
 
 def name_of(augment: Any) -> str | None:
-    """What an augmentation is called in the settings of a run; a function by its module and name."""
     if not callable(augment):
         return augment
     named = augment if hasattr(augment, "__qualname__") else type(augment)
@@ -46,7 +44,6 @@ def name_of(augment: Any) -> str | None:
 
 
 def load_function(name: str) -> Any:
-    """Run the file or module, and return what it has under the function's name."""
     place, _, function = name.rpartition(":")
     path = _file(name)
     try:
@@ -66,10 +63,7 @@ def check_transform(name: str, transform: Any, image: np.ndarray) -> None:
     """Apply the transform of a function to one image; UserError where it fails, or differs the second time."""
     params = transform.sample(np.random.default_rng(0), 1)[0]
     if not np.array_equal(transform.apply(image, params), transform.apply(image, params)):
-        raise UserError(
-            f"augment={name!r} made two different images of one; let it draw from the generator that it is given, and "
-            "from nothing else"
-        )
+        raise UserError(f"augment={name!r} made two different images of one; draw from the given generator alone")
 
 
 def _file(name: str) -> Path:

@@ -26,7 +26,6 @@ class PrefetchToDevice:
         self._loader = loader
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Images uint8 (B, H, W, C) and labels int32 (B,) of the steps start … stop - 1, in order."""
         waiting: deque[tuple[tf.Tensor, tf.Tensor]] = deque()
         with contextlib.closing(self._loader.iterate(start, stop)) as batches:
             for images, labels in batches:
@@ -50,7 +49,6 @@ class DeviceCachedLoader:
         self._labels = tf.constant(source.labels)
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Indices (B,) and random numbers (B, 3) of the steps start … stop - 1, in order."""
         for step in range(start, stop):
             yield self._loader.batch_indices(step)
 
@@ -115,7 +113,6 @@ def to_device(
             return DeviceCachedLoader(loader, source, transform)
     elif keep == "always":
         raise UserError(
-            "keep_on_device='always' is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
-            "neither augment=… nor input_size=…; give auto or never"
+            "keep_on_device='always' is for CIFAR and shapes as they are, without augment=… and input_size=…"
         )
     return PrefetchToDevice(loader) if is_gpu and steps_per_execution == 1 else loader

@@ -40,7 +40,6 @@ class ImageFiles:
         return len(self.paths)
 
     def take(self, indices: ArrayLike) -> "ImageFiles":
-        """The files at `indices`, in that order; the classes stay as they are."""
         chosen = np.asarray(indices, np.int64)
         return ImageFiles(tuple(self.paths[i] for i in chosen.tolist()), self.labels[chosen], self.class_names)
 
@@ -107,10 +106,8 @@ def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
     others = (name for name in _folders(folder) if name not in class_names)
     unknown = [name for name in others if next(_images(folder / name), None) is not None]
     if unknown:
-        raise UserError(
-            f"{folder} has {some(unknown)}, which is not among the {len(class_names)} classes ({some(class_names)}); "
-            "rename or remove it"
-        )
+        known = f"the {len(class_names)} classes ({some(class_names)})"
+        raise UserError(f"{folder} has {some(unknown)}, which is not among {known}; rename or remove it")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
@@ -226,10 +223,8 @@ def _names_of(lines: list[_Line], numbered: bool) -> tuple[str, ...]:
         return tuple(natural_order({line.label for line in lines}))
     labels = sorted({int(line.label) for line in lines})
     if labels != list(range(len(labels))):
-        raise UserError(
-            f"the {len(labels)} integer labels of the training list run from {labels[0]} to {labels[-1]}; number them "
-            f"0 to {len(labels) - 1} without gaps, or label by name"
-        )
+        found = f"{len(labels)} integer labels from {labels[0]} to {labels[-1]}"
+        raise UserError(f"the training list has {found}; number them 0 to {len(labels) - 1} without gaps, or use names")
     return tuple(map(str, labels))
 
 

@@ -103,7 +103,6 @@ def adjust_brightness(image: Pixels, factor: float) -> Pixels:
 
 
 def adjust_contrast(image: Pixels, factor: float) -> Pixels:
-    """Move all levels away from the image's mean gray by a factor, or toward it by one below 1."""
     mean = float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
     return _map_levels(image, mean + factor * (_LEVELS - mean))
 
