@@ -303,7 +303,7 @@ def test_the_recursion_limit_is_as_before():
         ({"shortcut": "B"}, r"shortcut='B'.*'identity', 'projection', 'projection_all', 'none'"),
         ({"pooling": "mean"}, r"pooling='mean'.*None, 'avg', 'max'"),
         ({"input_shape": (32, 32)}, r"input_shape=\(32, 32\).*\(height, width, channels\)"),
-        ({"input_shape": (7, 32, 3)}, r"sides of at least 8"),
+        ({"input_shape": (7, 32, 3)}, r"sides at least 8"),
         ({"input_shape": (32, 32, None)}, r"sides at least 8 or None"),
         ({"mean": (1, 2, 3)}, r"mean and std go together"),
         ({"std": (1, 2, 3)}, r"mean and std go together"),

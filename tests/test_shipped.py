@@ -38,9 +38,7 @@ def entry(folder, finished_run, tmp_path):
 
 def test_a_package_without_weights(folder):
     assert list_weights() == []
-    with pytest.raises(
-        UserError, match="no weights resnet8_v2:cifar10 come with the package; there are none"
-    ):
+    with pytest.raises(UserError, match="no weights resnet8_v2:cifar10 come with the package; there are none"):
         build_model("resnet8_v2", weights="cifar10")
     with pytest.raises(UserError, match="no weights resnet8_v2:cifar10 come with the package"):
         evaluate.main(["resnet8_v2:cifar10"])

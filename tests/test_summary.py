@@ -65,7 +65,7 @@ def test_keras_own_resnet50():
 
 
 def test_an_unknown_size_asks_for_one():
-    with pytest.raises(UserError, match="--input-size"):
+    with pytest.raises(UserError, match="input_size"):
         summarize(build_model("resnet8_v2", input_shape=(None, None, 3)))
     assert command.main(["resnet8_v2", "--input-size", "64"])["parameters"] > 0
 
