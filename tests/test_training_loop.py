@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
+from resnet_tf.process import StopRequest
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training import trainer as loop
-from resnet_tf.process import StopRequest
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
