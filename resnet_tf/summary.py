@@ -12,6 +12,10 @@ from keras import layers
 from resnet_tf.errors import UserError
 
 _STAGE = re.compile(r"(stem|head|stage\d+|conv\d+)_")
+_UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")
+_AROUND = re.compile(r"_(shortcut|0)_")
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SHOWN_POOLS = (layers.MaxPooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,6 @@ def flat_layers(model: keras.Model) -> list[layers.Layer]:
 
 
 def _stage_of(layer_name: str) -> str | None:
-    """The stage that a layer's name says it is in, if it says so."""
     match = _STAGE.match(layer_name)
     return match[1] if match else None
 
@@ -58,16 +61,13 @@ def _stage_of(layer_name: str) -> str | None:
 def multiply_adds(layer: layers.Layer) -> int:
     """Multiply-adds of a convolution or dense layer for one image, bias left out; 0 for all other layers."""
     if isinstance(layer, layers.SeparableConv2D | layers.SeparableConv1D):
-        return _positions(layer.output.shape, layer) * (
-            math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
-        )
+        weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
+        return _positions(layer.output.shape, layer) * weights
     if isinstance(layer, layers.Conv2DTranspose | layers.Conv1DTranspose | layers.Conv3DTranspose):
         return _positions(layer.input.shape, layer) * math.prod(layer.kernel.shape)
     if isinstance(layer, layers.Dense):
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
-    if isinstance(
-        layer, layers.Conv1D | layers.Conv2D | layers.Conv3D | layers.DepthwiseConv1D | layers.DepthwiseConv2D
-    ):
+    if isinstance(layer, _CONVOLUTIONS):
         return _positions(layer.output.shape, layer) * math.prod(layer.kernel.shape)
     return 0
 
@@ -81,22 +81,17 @@ def describe_summary(stages: list[StageSummary]) -> str:
     parameters, adds = sum(s.parameters for s in stages), sum(s.multiply_adds for s in stages)
     table.append(("total", "", str(sum(s.layers for s in stages)), f"{parameters:,}", f"{adds:,}"))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for cells in table:
-        left, right = zip(cells[:2], widths[:2], strict=True), zip(cells[2:], widths[2:], strict=True)
-        lines.append("  ".join([*(cell.ljust(width) for cell, width in left), *(c.rjust(w) for c, w in right)]))
+    form = "  ".join(f"{{:{'<' if column < 2 else '>'}{width}}}" for column, width in enumerate(widths))
+    lines = [form.format(*cells) for cells in table]
     rule = "-" * len(lines[0])
     lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
     statistics = sum(stage.statistics for stage in stages)
+    scaled = f"{adds / 1e9:.3f} G" if adds >= 1e9 else f"{adds / 1e6:.2f} M"
     lines.append(
         f"{parameters / 1e6:.2f} M trainable parameters ({statistics:,} moving statistics besides), "
-        f"{_scaled(adds)} multiply-adds an image (convolutions and classifier)"
+        f"{scaled} multiply-adds an image (convolutions and classifier)"
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _scaled(count: int) -> str:
-    return f"{count / 1e9:.3f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
 def _summary(name: str, members: list[layers.Layer]) -> StageSummary:
@@ -116,18 +111,10 @@ def _size(variables: list[keras.Variable]) -> int:
 
 
 def _positions(shape: tuple[int | None, ...], layer: layers.Layer) -> int:
-    """Pixels of a feature map."""
     spatial = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
     if any(side is None for side in spatial):
-        raise UserError(
-            f"the size that {layer.name} works on is not known; give input_size=… so that multiply-adds can be counted"
-        )
+        raise UserError(f"the size that {layer.name} works on is not known; give input_size=…")
     return math.prod(side for side in spatial if side is not None)
-
-
-_UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")
-_AROUND = re.compile(r"_(shortcut|0)_")
-_SHOWN_POOLS = (layers.MaxPooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 
 
 @dataclass(frozen=True)
@@ -191,15 +178,11 @@ def _describe(layer: layers.Layer) -> str:
     if isinstance(layer, layers.GlobalMaxPooling2D):
         return "global max pool"
     if isinstance(layer, layers.MaxPooling2D):
-        return f"max pool {_times(layer.pool_size)}{_stride(layer)}"
+        return f"max pool {'×'.join(map(str, layer.pool_size))}{_stride(layer)}"
     if isinstance(layer, layers.Conv2D):
         groups = f", {layer.groups} groups" if layer.groups > 1 else ""
-        return f"{_times(layer.kernel_size)}, {layer.filters}{_stride(layer)}{groups}"
+        return f"{'×'.join(map(str, layer.kernel_size))}, {layer.filters}{_stride(layer)}{groups}"
     return type(layer).__name__ if _has_kernel(layer) else ""
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return "×".join(str(side) for side in size)
 
 
 def _stride(layer: layers.Layer) -> str:
@@ -209,9 +192,9 @@ def _stride(layer: layers.Layer) -> str:
 def _merge_equal(boxes: list[Box]) -> list[Box]:
     merged = []
     for _, group in groupby(boxes, key=lambda box: (box.stage, box.lines, box.shortcut, box.output_shape)):
-        same = list(group)
-        title = same[0].title
-        if len(same) > 1:
-            title = f"{title} … {same[-1].title.rpartition('_')[2]}"
-        merged.append(replace(same[0], title=title, count=len(same)))
+        first, *others = group
+        if others:
+            title = f"{first.title} … {others[-1].title.rpartition('_')[2]}"
+            first = replace(first, title=title, count=1 + len(others))
+        merged.append(first)
     return merged

@@ -123,7 +123,7 @@ def test_stop_says_all_in_one_line(ill_tree):
         f"14 problems among {GOOD + 14 + 5} images: {ill_tree}/cat/damaged.png (damaged or truncated); "
     )
     assert message.count("; ") == 9 + 1 + 1
-    assert "; …; fix or remove the files, or pass --on-bad-image skip" in message
+    assert "; …; fix or remove the files, or pass on_bad_image='skip'" in message
     assert r"cat/more\n0.jpg (empty)" in message
 
 

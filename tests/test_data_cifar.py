@@ -289,7 +289,7 @@ def test_archives_cut_short(tmp_path, kept):
 
 def test_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\n" * 500)
-    refused(tmp_path / "notes.txt", "notes.txt", "not a readable tar archive")
+    refused(tmp_path / "notes.txt", "notes.txt", "no tar archive")
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_a_damaged_archive_in_the_cache_is_named_and_not_replaced(tmp_path, kera
 
 
 def test_offline_with_nothing_found(tmp_path, keras):
-    message = refused(None, str(tmp_path / "keras" / "datasets"), "--dataset shapes", "--data-dir", "URL fetch failure")
+    message = refused(None, str(tmp_path / "keras" / "datasets"), "dataset='shapes'", "data_dir=…", "URL fetch failure")
     assert "Name or service not known" in message
     [(fname, origin, file_hash, home)] = keras.calls
     assert fname == "cifar-10-batches-py-target_archive.part"

@@ -114,10 +114,10 @@ def test_the_way_to_the_device(keep, is_gpu, steps_per_execution, kind):
 def test_what_cannot_stay():
     source = ArraySource(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, np.int32))
     batches = TrainLoader(source, NoTransform(), batch_size=2, seed=0)
-    with pytest.raises(UserError, match="--keep-on-device always is for CIFAR and shapes as they are"):
+    with pytest.raises(UserError, match="keep_on_device='always' is for CIFAR and shapes as they are"):
         to_device(batches, source, NoTransform(), keep="always", is_gpu=False, steps_per_execution=1)
     assert to_device(batches, source, NoTransform(), keep="auto", is_gpu=False, steps_per_execution=1) is batches
-    with pytest.raises(UserError, match="--keep-on-device always is for one device, here are 2 replicas"):
+    with pytest.raises(UserError, match="keep_on_device='always' is for one device, here are 2 replicas"):
         to_device(batches, source, PadCropFlip(2), keep="always", is_gpu=True, steps_per_execution=1, replicas=2)
     assert (
         to_device(batches, source, PadCropFlip(2), keep="auto", is_gpu=True, steps_per_execution=1, replicas=2)

@@ -219,7 +219,7 @@ def test_raw_pixels(small):
         ({"replace_stride_with_dilation": (True, False)}, "needs a truth value"),
         ({"stride_on": "2x2"}, "stride_on='2x2' is not known; allowed: '3x3', '1x1'"),
         ({"pooling": "mean"}, "pooling='mean' is not known"),
-        ({"input_shape": (31, 224, 3)}, "sides of at least 32"),
+        ({"input_shape": (31, 224, 3)}, "sides at least 32"),
         ({"mean": (1, 2, 3)}, "mean and std go together"),
     ],
 )

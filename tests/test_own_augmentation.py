@@ -112,7 +112,7 @@ def test_functions_of_modules_and_the_framing_of_files(tmp_path, monkeypatch, ow
         ("def shift(image, rng): return None", "returned NoneType"),
         (
             "import numpy as np\nby = iter(range(9))\ndef shift(image, rng): return np.roll(image, next(by), 0)",
-            "made two different images of one image",
+            "made two different images of one",
         ),
     ],
 )

@@ -161,7 +161,7 @@ def test_tf_datasets_that_cannot_be_trained_on(arrays):
     ("change", "argument", "message"),
     [
         (lambda x, y: (x.astype(np.float32) / 255, y), "data", "expected raw pixels 0-255 in uint8"),
-        (lambda x, y: (x[0], y), "data", r"images of shape \(16, 16, 3\); expected \(N, height, width, channels\)"),
+        (lambda x, y: (x[0], y), "data", r"images of shape \(16, 16, 3\); expected \(N, H, W, C\)"),
         (lambda x, y: (x, y[:-1]), "data", r"labels of dtype int32 and shape \(199,\) for 200 images"),
         (lambda x, y: (x, keras.utils.to_categorical(y)), "data", r"for one-hot labels pass labels.argmax\(axis=1\)"),
         (lambda x, y: (x, y - 1), "data", "has the label -1; expected 0 to classes - 1"),

@@ -91,7 +91,6 @@ def _cached(info: CifarInfo) -> list[CifarFile]:
 
 
 def _download(info: CifarInfo, home: Path) -> Path:
-    """Let Keras download the archive."""
     import keras
 
     # Under a name of our own first: Keras deletes a file of the wrong checksum, which may be the user's, even when the
@@ -109,7 +108,7 @@ def _download(info: CifarInfo, home: Path) -> Path:
     # Keras raises a bare Exception when there is no network.
     except Exception as error:
         raise UserError(
-            f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); give its folder or "
-            "archive as data_dir=…, or use the built-in data (dataset='shapes')"
+            f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); "
+            "give data_dir=…, or use dataset='shapes'"
         ) from error
     return partial.rename(partial.with_suffix(""))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,6 @@ class Array:
             raise pickle.UnpicklingError("an array whose bytes do not fill its shape")
 
     def pixels(self) -> np.ndarray:
-        """The uint8 array, as a read-only view of the pickled bytes."""
         return np.frombuffer(self._content, np.uint8).reshape(self.shape, order="F" if self._by_column else "C")
 
 
@@ -69,8 +68,8 @@ class ArrayUnpickler(pickle.Unpickler):
             if name in admitted:
                 return admitted[name]
         raise UserError(
-            f"{self._where} is refused, and nothing of it was run: it asks for {f'{module}.{name}'[:80]!r}, which no "
-            "CIFAR file needs; fetch the official archive again"
+            f"{self._where} asks for {f'{module}.{name}'[:80]!r}, which no CIFAR file needs; nothing of it was run, "
+            "fetch the official archive again"
         )
 
     def _encode(self, text: str, encoding: str) -> bytes:
@@ -104,8 +103,7 @@ class CifarInfo:
     title: str
     class_names: tuple[str, ...]
     label_key: str
-    # Bytes before the pixels of a binary record; the last of them is the (fine) label.
-    header: int
+    header: int  # bytes before the pixels of a binary record; the last of them is the (fine) label
     train: tuple[str, ...]
     test: str
     python_folder: str
@@ -114,7 +112,6 @@ class CifarInfo:
     md5: tuple[str, ...]
 
     def files(self, suffix: str) -> tuple[str, ...]:
-        """Names of the training files and, last, of the test file."""
         return tuple(name + suffix for name in (*self.train, self.test))
 
     def archives(self) -> tuple[str, ...]:
@@ -124,12 +121,10 @@ class CifarInfo:
 
     @property
     def keras_name(self) -> str:
-        """What Keras calls the data set in its cache."""
         return f"{self.python_folder}-target"
 
     @property
     def advice(self) -> str:
-        """What to do about a file that cannot be used."""
         return f"fetch {self.archives()[0]} or {self.archives()[1]} again"
 
 
@@ -168,8 +163,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class CifarFile:
+class CifarFile(NamedTuple):
     """One file, decoded."""
 
     split: Split
@@ -195,21 +189,16 @@ def read_archive(info: CifarInfo, path: Path) -> list[CifarFile]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name, where = os.path.basename(member.name), f"{member.name!r} in {path}"
-                if name in wanted and not member.isdir():
-                    files[name] = _decode(info, name, _read_member(info, archive, member, where), where)
+                if name not in wanted or member.isdir():
+                    continue
+                stream = archive.extractfile(member) if member.isreg() else None
+                if stream is None:
+                    raise UserError(f"{where} is a link or device, not a plain file; {info.advice}")
+                _check_size(info, name, member.size, where)
+                files[name] = _decode(info, name, stream.read(), where)
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable tar archive, or is cut short ({short(error)}); {info.advice}"
-        ) from error
+        raise UserError(f"{path} is no tar archive, or is cut short ({short(error)}); {info.advice}") from error
     return _complete(info, files, str(path))
-
-
-def _read_member(info: CifarInfo, archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    stream = archive.extractfile(member) if member.isreg() else None
-    if stream is None:
-        raise UserError(f"{where} is a link or device, not a plain file; {info.advice}")
-    _check_size(info, os.path.basename(member.name), member.size, where)
-    return stream.read()
 
 
 def _check_size(info: CifarInfo, name: str, size: int, where: str) -> None:
@@ -220,13 +209,10 @@ def _check_size(info: CifarInfo, name: str, size: int, where: str) -> None:
     # A pickle written anew by Python 3 spends two bytes on every second pixel, and file names take some 40 an image.
     limit = count * (info.header + PIXELS) if name.endswith(".bin") else count * (2 * PIXELS + 256) + 65_536
     if size > limit:
-        raise UserError(
-            f"{where} has {size:,} bytes, more than the {limit:,} that {info.title}'s file can have; {info.advice}"
-        )
+        raise UserError(f"{where} has {size:,} bytes, {info.title}'s at most {limit:,}; {info.advice}")
 
 
 def short(error: Exception) -> str:
-    """An exception's message as one short line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -242,10 +228,8 @@ def _decode(info: CifarInfo, name: str, raw: bytes, where: str) -> CifarFile:
     decode = _decode_binary if name.endswith(".bin") else _decode_pickle
     rows, labels = decode(info, IMAGES_PER_FILE[name.removesuffix(".bin")], raw, where)
     if labels.min() < 0 or labels.max() >= len(info.class_names):
-        raise UserError(
-            f"{where} has labels from {labels.min()} to {labels.max()}, but {info.title}'s run from 0 to "
-            f"{len(info.class_names) - 1}; {info.advice}"
-        )
+        found, last = f"{labels.min()} to {labels.max()}", len(info.class_names) - 1
+        raise UserError(f"{where} has labels from {found}, but {info.title}'s run from 0 to {last}; {info.advice}")
     # Files hold all red, then all green, then all blue values of an image.
     images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return CifarFile(Split(images, labels.astype(np.int32)), hashlib.md5(raw, usedforsecurity=False).hexdigest())
@@ -254,10 +238,7 @@ def _decode(info: CifarInfo, name: str, raw: bytes, where: str) -> CifarFile:
 def _decode_binary(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     record = info.header + PIXELS
     if len(raw) != count * record:
-        raise UserError(
-            f"{where} has {len(raw):,} bytes instead of {count * record:,}: cut short, or not {info.title}; "
-            f"{info.advice}"
-        )
+        raise UserError(f"{where} has {len(raw):,} bytes, {info.title}'s has {count * record:,}; {info.advice}")
     records = np.frombuffer(raw, np.uint8).reshape(count, record)
     return records[:, info.header :], records[:, info.header - 1]
 
@@ -269,9 +250,7 @@ def _decode_pickle(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple
         raise
     # A damaged pickle can raise nearly anything: EOFError, UnpicklingError, TypeError, KeyError, MemoryError ...
     except Exception as error:
-        raise UserError(
-            f"{where} is damaged, cut short, or no {info.title} file ({short(error)}); {info.advice}"
-        ) from error
+        raise UserError(f"{where} is cut short or no {info.title} file ({short(error)}); {info.advice}") from error
     labels, data = _entry(content, info.label_key), _entry(content, "data")
     if not isinstance(data, Array) or data.shape != (count, PIXELS) or data.dtype != "uint8":
         found = f"{data.shape!r:.60} {data.dtype}" if isinstance(data, Array) else f"a {type(data).__name__}"

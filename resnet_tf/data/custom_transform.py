@@ -16,15 +16,11 @@ from resnet_tf.files import sha256_of
 
 
 def is_function_name(name: Any) -> bool:
-    """Whether this is the name of a function, and not of one of the built-in augmentations."""
     return isinstance(name, str) and ":" in name
 
 
 def digest_of(augment: Any) -> str | None:
-    """SHA-256, in hex, of the file of a function by name, or of the source of one; None for all else.
-
-    A function that has changed makes another run. Raises UserError where a name stands for no file.
-    """
+    """SHA-256, in hex, of the file of a function by name, or of the source of one: a changed one makes another run."""
     if callable(augment):
         try:
             source = inspect.getsource(augment if hasattr(augment, "__qualname__") else type(augment))
@@ -37,13 +33,10 @@ def digest_of(augment: Any) -> str | None:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise UserError(
-            f"augment={augment!r}: {path} cannot be read ({error.strerror}); name a file that can"
-        ) from error
+        raise UserError(f"augment={augment!r}: {path} cannot be read ({error.strerror})") from error
 
 
 def name_of(augment: Any) -> str | None:
-    """What an augmentation is called in the settings of a run; a function by its module and name."""
     if not callable(augment):
         return augment
     named = augment if hasattr(augment, "__qualname__") else type(augment)
@@ -51,29 +44,26 @@ def name_of(augment: Any) -> str | None:
 
 
 def load_function(name: str) -> Any:
-    """Run the file or module, and return what it has under the function's name."""
-    function = name.rpartition(":")[2]
+    place, _, function = name.rpartition(":")
+    path = _file(name)
     try:
-        module = _run(name)
+        module = _run(path) if place.endswith(".py") else importlib.import_module(place)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"augment={name!r}: {_file(name)} raised {type(error).__name__}: {error}; fix it") from error
+        raise UserError(f"augment={name!r}: {path} raised {type(error).__name__}: {error}; fix it") from error
     found = getattr(module, function, None)
     if not callable(found):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise UserError(f"augment={name!r}: {_file(name)} has no function {function!r}; it has {there or 'none'}")
+        raise UserError(f"augment={name!r}: {path} has no function {function!r}; it has {there or 'none'}")
     return found
 
 
 def check_transform(name: str, transform: Any, image: np.ndarray) -> None:
-    """Apply the transform of a function to one image; raises UserError where it fails, or differs the second time."""
+    """Apply the transform of a function to one image; UserError where it fails, or differs the second time."""
     params = transform.sample(np.random.default_rng(0), 1)[0]
     if not np.array_equal(transform.apply(image, params), transform.apply(image, params)):
-        raise UserError(
-            f"augment={name!r} made two different images of one image and one state of the random generator; let it "
-            "draw from the generator that it is given, and from nothing else"
-        )
+        raise UserError(f"augment={name!r} made two different images of one; draw from the given generator alone")
 
 
 def _file(name: str) -> Path:
@@ -94,10 +84,7 @@ def _file(name: str) -> Path:
     return Path(spec.origin)
 
 
-def _run(name: str) -> ModuleType:
-    place, path = name.rpartition(":")[0], _file(name)
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
+def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"own_augmentation_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -89,7 +89,6 @@ def _validation_count(size: float, total: int) -> int:
 
 
 def is_image_dataset(name: str) -> bool:
-    """Whether a name stands for an image folder or image lists."""
     return name.startswith(("folder:", "list:"))
 
 

@@ -1,9 +1,4 @@
-"""Prefetch batches to the GPU, or keep the whole data set in its memory.
-
-A GPU is through with a batch of small images before the host has copied the next one. CIFAR fits into any GPU's memory
-as uint8; a batch is then which images, and how each is varied. Random numbers and pixels are the same in all cases, so
-that a run may be resumed in another.
-"""
+"""Prefetch batches to the GPU, or keep the whole data set in its memory; pixels are the same either way."""
 
 import contextlib
 from collections import deque
@@ -31,7 +26,6 @@ class PrefetchToDevice:
         self._loader = loader
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Images uint8 (B, H, W, C) and labels int32 (B,) of the steps start … stop - 1, in order."""
         waiting: deque[tuple[tf.Tensor, tf.Tensor]] = deque()
         with contextlib.closing(self._loader.iterate(start, stop)) as batches:
             for images, labels in batches:
@@ -55,7 +49,6 @@ class DeviceCachedLoader:
         self._labels = tf.constant(source.labels)
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Indices (B,) and random numbers (B, 3) of the steps start … stop - 1, in order."""
         for step in range(start, stop):
             yield self._loader.batch_indices(step)
 
@@ -105,25 +98,21 @@ def to_device(
     steps_per_execution: int,
     replicas: int = 1,
 ) -> TrainLoader | PrefetchToDevice | DeviceCachedLoader:
-    """Choose how the batches of a loader, of `source` and `transform`, get to the current device.
+    """Choose how batches get to the current device; the host keeps those of several `replicas`, and splits them.
 
     `keep` is "always" or "never" for images in the device's memory, or "auto": on GPUs, up to `MAX_CACHED_BYTES`.
-    The batches of several `replicas` stay on the host, which splits them.
     """
     if not isinstance(loader, TrainLoader):
         return loader
     if replicas > 1:
         if keep == "always":
-            raise UserError(
-                f"keep_on_device='always' is for one device, here are {replicas} replicas; give auto or never"
-            )
+            raise UserError(f"keep_on_device='always' is for one device, here are {replicas} replicas")
         return loader
     if isinstance(source, ArraySource) and isinstance(transform, PadCropFlip):
         if keep == "always" or (keep == "auto" and is_gpu and source.images.nbytes <= MAX_CACHED_BYTES):
             return DeviceCachedLoader(loader, source, transform)
     elif keep == "always":
         raise UserError(
-            "keep_on_device='always' is for CIFAR and shapes as they are, padded, cropped and flipped, and goes with "
-            "neither augment=… nor input_size=…; give auto or never"
+            "keep_on_device='always' is for CIFAR and shapes as they are, without augment=… and input_size=…"
         )
     return PrefetchToDevice(loader) if is_gpu and steps_per_execution == 1 else loader

@@ -118,7 +118,6 @@ class CheckResult:
     fingerprints: dict[str, str]
 
     def counts(self) -> dict[str, int]:
-        """How many issues there are of each kind."""
         return dict(Counter(issue.kind for issue in self.issues))
 
 
@@ -285,10 +284,7 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
         return splits
     kept = _check_with_cache(splits, "skip").kept
     if kept["train"].class_names != tuple(class_names):
-        raise UserError(
-            f"the images of {name} are no longer of the {len(class_names)} classes that the model was trained on; "
-            "name images of those with dataset=…"
-        )
+        raise UserError(f"{name} no longer has the {len(class_names)} classes of the model; name others with dataset=…")
     return kept
 
 

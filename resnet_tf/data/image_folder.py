@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,7 +40,6 @@ class ImageFiles:
         return len(self.paths)
 
     def take(self, indices: ArrayLike) -> "ImageFiles":
-        """The files at `indices`, in that order; the classes stay as they are."""
         chosen = np.asarray(indices, np.int64)
         return ImageFiles(tuple(self.paths[i] for i in chosen.tolist()), self.labels[chosen], self.class_names)
 
@@ -61,16 +60,12 @@ def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 def read_folder(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, ImageFiles]:
     """Find the images under a folder, by split; none is opened.
 
-    Where a `train` folder itself holds folders, there are splits (`train`, `val`, `valid` or `validation`, `test`, in
-    any case of letters). Otherwise the folders are the classes, and all images are in "train". A class has the images
-    at any depth of its folder, in order of their paths; names with a leading dot are left alone. The classes are
-    `class_names`, or those of "train" in natural order.
+    Where a `train` folder itself holds folders, there are splits (`_SPLITS`). Otherwise the folders are the classes,
+    and all images are in "train". A class has the images at any depth of its folder, in order of their paths.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"{root} is not a folder; give one that holds a folder of images per class, or a list with list:FILE"
-        )
+        raise UserError(f"{root} is not a folder; give one with a folder of images per class, or list:FILE")
     splits = _splits(root)
     names = tuple(class_names or _class_names(splits["train"]))
     found = {split: _read_split(folder, names) for split, folder in splits.items()}
@@ -111,10 +106,8 @@ def _read_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
     others = (name for name in _folders(folder) if name not in class_names)
     unknown = [name for name in others if next(_images(folder / name), None) is not None]
     if unknown:
-        raise UserError(
-            f"{folder} has {some(unknown)}, which is not among the {len(class_names)} classes ({some(class_names)}); "
-            "rename or remove it"
-        )
+        known = f"the {len(class_names)} classes ({some(class_names)})"
+        raise UserError(f"{folder} has {some(unknown)}, which is not among {known}; rename or remove it")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
@@ -157,8 +150,7 @@ def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """A line of a list: where it stands, the path as it is opened, the label as written."""
 
     where: str
@@ -188,12 +180,9 @@ def read_list(
 ) -> dict[str, ImageFiles]:
     """Read lists of images in UTF-8, by split; no image is opened.
 
-    A line is a path, white space, and the label; blank lines and lines that begin with # are comments. A file that
-    ends in .csv, or whose first line is a header, is read as CSV: by the columns of `_COLUMNS`, without a header by
-    the first and the last. Relative paths start from the folder of the list.
-
-    Labels are integers or names, in all lists alike. Names are numbered in natural order. Integers run from 0 without
-    gaps over the training list; they are their own names unless `class_names` gives others.
+    A line is a path, from the list's folder, white space, and the label; lines that begin with # are comments. A file
+    that ends in .csv, or whose first line is a header, is read as CSV: by the columns of `_COLUMNS`, without a header
+    by the first and the last. Labels are names, or integers from 0 without gaps, in all lists alike.
     """
     lists = {"train": train, "validation": validation, "test": test}
     lines = {split: _read(Path(path).expanduser()) for split, path in lists.items() if path is not None}
@@ -234,10 +223,8 @@ def _names_of(lines: list[_Line], numbered: bool) -> tuple[str, ...]:
         return tuple(natural_order({line.label for line in lines}))
     labels = sorted({int(line.label) for line in lines})
     if labels != list(range(len(labels))):
-        raise UserError(
-            f"the {len(labels)} integer labels of the training list run from {labels[0]} to {labels[-1]}; number the "
-            f"classes 0 to {len(labels) - 1} without gaps, or label by name"
-        )
+        found = f"{len(labels)} integer labels from {labels[0]} to {labels[-1]}"
+        raise UserError(f"the training list has {found}; number them 0 to {len(labels) - 1} without gaps, or use names")
     return tuple(map(str, labels))
 
 
@@ -245,9 +232,7 @@ def _read(path: Path) -> list[_Line]:
     try:
         text = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise UserError(
-            f"the list {path} cannot be read ({error.strerror}); give a text file of paths and labels"
-        ) from error
+        raise UserError(f"the list {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the list {path} is not UTF-8 text ({error.reason}); save it in that encoding") from error
     is_csv = path.suffix.lower() == ".csv" or _columns(text[0].split(",")) is not None

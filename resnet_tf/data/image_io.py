@@ -63,7 +63,6 @@ class UnreadableImageError(Exception):
 
 
 def read_image(path: str | os.PathLike[str], channels: int = 3, min_side: int | None = None) -> Pixels:
-    """Decode an image file as `decode_image` does; raises UnreadableImageError."""
     return decode_image(read_bytes(path), channels, min_side)
 
 
@@ -86,11 +85,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) -> Pixels:
-    """Decode a file's content to RGB (`channels` 3) or gray (1) uint8, by what it is, turned as its EXIF data say.
+    """Decode a file's content to RGB (`channels` 3) or gray (1) uint8, turned as its EXIF data say.
 
-    16 bits become 8, CMYK becomes RGB, an animation is its first picture, and transparency is dropped with the colors
-    kept. A JPEG whose shorter side is larger than `min_side` is decoded at 1/2, 1/4 or 1/8 of its size as far as that
-    allows, which is faster and not quite what averaging gives. Raises UnreadableImageError.
+    A JPEG whose shorter side is larger than `min_side` is decoded at 1/2, 1/4 or 1/8 of its size as far as that allows,
+    which is faster and not quite what averaging gives. Raises UnreadableImageError.
     """
     found = _FORMAT.match(data)
     jpeg = inspect_jpeg(data) if found and found.lastgroup == "jpeg" else None
@@ -101,7 +99,9 @@ def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) ->
     # Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
     if jpeg and not jpeg.complete:
         raise UnreadableImageError("truncated")
-    reduction = _reduction(min(width, height), min_side) if jpeg else 1
+    reduction = 1
+    if jpeg and min_side is not None:
+        reduction = next((factor for factor in (8, 4, 2) if min(width, height) // factor >= min_side), 1)
     mode = _REDUCED.get((channels, reduction), _FULL[channels])
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
@@ -111,12 +111,6 @@ def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) ->
         raise UnreadableImageError("damaged" if jpeg else "damaged or truncated" if found else "no image")
     pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., np.newaxis]
     return pixels
-
-
-def _reduction(side: int, min_side: int | None) -> int:
-    if min_side is None:
-        return 1
-    return next((factor for factor in (8, 4, 2) if side // factor >= min_side), 1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ def inspect_jpeg(data: bytes) -> JpegInfo:
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that the header of a file other than JPEG declares, None where it declares none."""
+    """Width and height that the header of a file other than JPEG declares, if it does."""
     found = _FORMAT.match(data)
     try:
         return _header_size(data, found.lastgroup) if found else None

@@ -20,9 +20,9 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """Cut the center (height, width) from an image whose shorter side is made `resize` pixels.
+    """Resize the shorter side to `resize` pixels and cut the center (height, width); None squashes the whole image.
 
-    Where `resize` is None, the whole image is squashed instead. The fields are written to sidecars.
+    The fields are written to sidecars.
     """
 
     resize: int | None
@@ -30,20 +30,12 @@ class ResizeCenterCrop:
     width: int
 
     def __call__(self, image: Pixels) -> Pixels:
-        if self.resize is None:
-            return resize(image, self.height, self.width)
-        return center_crop(image, self.resize, self.height, self.width)
-
-
-def center_crop(image: Pixels, shorter: int, height: int, width: int) -> Pixels:
-    """Resize the shorter side to `shorter` and cut out the center (height, width).
-
-    It is cut before it is resized, so that an image of any proportions takes no more memory than it has.
-    """
-    rows, columns, _ = image.shape
-    zoom = max(shorter / min(rows, columns), height / rows, width / columns)
-    center = image[_center(rows, height / zoom), _center(columns, width / zoom)]
-    return resize(center, height, width)
+        if self.resize is not None:
+            # Cut before it is resized, so that an image of any proportions takes no more memory than it has.
+            rows, columns, _ = image.shape
+            zoom = max(self.resize / min(rows, columns), self.height / rows, self.width / columns)
+            image = image[_center(rows, self.height / zoom), _center(columns, self.width / zoom)]
+        return resize(image, self.height, self.width)
 
 
 def _center(length: int, wanted: float) -> slice:
@@ -53,10 +45,7 @@ def _center(length: int, wanted: float) -> slice:
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
-    """Resize by averaging where an image gets no larger either way, else by linear interpolation.
-
-    An image of the right size is returned as it is.
-    """
+    """Resize by averaging where an image gets no larger either way, else by linear interpolation."""
     rows, columns, channels = image.shape
     if (rows, columns) == (height, width):
         return image
@@ -72,8 +61,7 @@ def random_box(
 ) -> Box:
     """Choose a box of an image by area, then width / height (evenly on a logarithmic scale), then place.
 
-    `draws` are `BOX_DRAWS` numbers in [0, 1): area and ratio of each try, then top and left. `scale` bounds the part
-    of the image's area. Where no try fits, it is the largest centered box of an allowed ratio.
+    `draws` are `BOX_DRAWS` numbers in [0, 1): area and ratio of each try, then top and left.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(BOX_TRIES):
@@ -88,7 +76,6 @@ def random_box(
 
 
 def crop(image: Pixels, box: Box) -> Pixels:
-    """Cut out a box; the result is a view."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]
 
@@ -104,7 +91,6 @@ def rotate(image: Pixels, degrees: float, height: int, width: int) -> Pixels:
 
 
 def flip(image: Pixels, left_right: bool, upside_down: bool) -> Pixels:
-    """Mirror left to right, upside down, both or not at all."""
     if not (left_right or upside_down):
         return image
     code = -1 if left_right and upside_down else int(left_right)
@@ -113,12 +99,10 @@ def flip(image: Pixels, left_right: bool, upside_down: bool) -> Pixels:
 
 
 def adjust_brightness(image: Pixels, factor: float) -> Pixels:
-    """Multiply all levels by a factor."""
     return _map_levels(image, factor * _LEVELS)
 
 
 def adjust_contrast(image: Pixels, factor: float) -> Pixels:
-    """Move all levels away from the image's mean gray by a factor, or toward it by one below 1."""
     mean = float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
     return _map_levels(image, mean + factor * (_LEVELS - mean))
 

@@ -91,12 +91,10 @@ class ResizedSource:
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of an epoch, a permutation of 0 … count−1."""
     return np.random.default_rng([seed, epoch, _ORDER_STREAM]).permutation(count)
 
 
 def epoch_params(transform: Transform, seed: int, epoch: int, count: int) -> np.ndarray:
-    """The transform's random numbers of an epoch; row i belongs to source image i."""
     return transform.sample(np.random.default_rng([seed, epoch, _TRANSFORM_STREAM]), count)
 
 
@@ -251,5 +249,4 @@ class Subset:
 
 
 def eval_batch_size(shape: Sequence[int]) -> int:
-    """How many images of a shape (H, W, C) a network is evaluated on at once."""
     return max(_MIN_EVAL_BATCH, min(_MAX_EVAL_BATCH, _EVAL_PIXELS // (shape[0] * shape[1])))

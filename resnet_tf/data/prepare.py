@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -96,7 +96,6 @@ class DataArguments:
 
 
 def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], None]) -> RawData:
-    """Find, load or wrap the images that a user names or hands over."""
     data, class_names = given.data, given.class_names
     if isinstance(data, tf.data.Dataset):
         return TfData(data, class_names, given.steps_per_epoch)
@@ -112,9 +111,8 @@ def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], No
     classes = int(train.labels.max(initial=0)) + 1
     names = tuple(map(str, [f"class {index}" for index in range(classes)] if class_names is None else class_names))
     if len(names) < classes:
-        raise UserError(
-            f"class_names has {len(names)} names; the labels go up to {classes - 1}", argument="class_names"
-        )
+        message = f"class_names has {len(names)} names; the labels go up to {classes - 1}"
+        raise UserError(message, argument="class_names")
     return Dataset("arrays", "arrays", names, train)
 
 
@@ -128,29 +126,29 @@ def as_split(data: Any, argument: str) -> Split:
             "of (image batch, label batch), or a name such as 'cifar10', 'folder:PATH' or 'list:FILE'",
             argument=argument,
         )
+
+    def refuse(found: str, expected: str) -> NoReturn:
+        raise UserError(f"{argument} has {found}; expected {expected}", argument=argument)
+
     images, labels = np.asarray(data[0]), np.asarray(data[1])
     if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras' data sets have them
         labels = labels[:, 0]
     if images.ndim != 4:
-        raise UserError(
-            f"{argument} has images of shape {images.shape}; expected (N, height, width, channels)", argument=argument
-        )
+        refuse(f"images of shape {images.shape}", "(N, H, W, C)")
     if images.dtype != np.uint8:
         if images.size and not (np.all(images == np.rint(images)) and images.min() >= 0 and images.max() <= 255):
-            raise UserError(
-                f"{argument} has images of dtype {images.dtype} from {images.min():g} to {images.max():g}; expected "
+            refuse(
+                f"images of dtype {images.dtype} from {images.min():g} to {images.max():g}",
                 "raw pixels 0-255 in uint8, as the network normalizes them itself: (255 * images).astype('uint8')",
-                argument=argument,
             )
         images = images.astype(np.uint8)
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{argument} has labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images; "
-            f"expected integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
-            argument=argument,
+        refuse(
+            f"labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images",
+            f"integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
         )
     if labels.size and labels.min() < 0:
-        raise UserError(f"{argument} has the label {labels.min()}; expected 0 to classes - 1", argument=argument)
+        refuse(f"the label {labels.min()}", "0 to classes - 1")
     return Split(images, labels.astype(np.int32))
 
 
@@ -269,7 +267,6 @@ def _custom(config: TrainConfig, size: int, eval_as: str, images: DataSource) ->
 
 
 def resized(source: DataSource, crop: ResizeCenterCrop | None) -> DataSource:
-    """The images of a source as a network sees them in evaluation."""
     return source if crop is None else ResizedSource(source, crop)
 
 
@@ -282,7 +279,6 @@ def subset_to_test(data: Any, crop: ResizeCenterCrop | None) -> Subset:
 
 
 def pad_crop_flip(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:
-    """The papers' augmentation with the recipe's padding."""
     return PadCropFlip(
         recipe.pad,
         mode="reflect" if recipe.pad_mode == "reflect" else "constant",

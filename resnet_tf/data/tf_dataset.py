@@ -18,13 +18,11 @@ class TfSubset:
     """Images to evaluate on from a data set, in its own batches."""
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
-        """Take batches of images and integer labels; the number of images is counted on first use."""
         _check(dataset, "validation")
         self._dataset = dataset
         self._length: int | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
         if self._length is None:
             self._length = sum(len(labels) for _, labels in self.batches())
         return self._length
@@ -39,16 +37,15 @@ class TfSubset:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """The class of every image, int32 (N,)."""
         return np.concatenate([labels for _, labels in self.batches()])
 
     def batches(self, batch_size: int | None = None) -> Iterator[tuple[np.ndarray, NDArray[np.int32]]]:
-        """All images and labels, in the data set's batches."""
         for images, labels in self._dataset:
-            yield _image_array(images), _label_array(labels)
+            pixels = images.numpy()
+            pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+            yield pixels, labels.numpy().astype(np.int32).reshape(-1)
 
     def shard(self, index: int, count: int) -> "TfSubset":
-        """Every `count`-th batch from number `index` on."""
         return TfSubset(self._dataset.shard(count, index))
 
     def take(self, count: int) -> "TfSubset":
@@ -61,7 +58,6 @@ class TfSubset:
         return TfSubset(self._dataset.take(batches))
 
     def arrays(self) -> tuple[np.ndarray, NDArray[np.int32]]:
-        """All images and labels in memory."""
         images, labels = zip(*self.batches(), strict=True)
         return np.concatenate(images), np.concatenate(labels)
 
@@ -100,7 +96,6 @@ class TfData:
     exact_resume = False
 
     def __post_init__(self) -> None:
-        """Look at the first batch; raises UserError where it is none to train on."""
         _check(self.dataset, "data")
         images, _ = next(iter(self.dataset.take(1)), (None, None))
         if images is None:
@@ -111,15 +106,13 @@ class TfData:
         if self.steps_per_epoch is None:
             cardinality = int(self.dataset.cardinality())
             if cardinality == tf.data.INFINITE_CARDINALITY:
-                raise UserError(
-                    "data is an infinite tf.data.Dataset; pass steps_per_epoch=N", argument="steps_per_epoch"
-                )
+                message = "data is an infinite tf.data.Dataset; pass steps_per_epoch=N"
+                raise UserError(message, argument="steps_per_epoch")
             self.steps_per_epoch = cardinality if cardinality > 0 else sum(1 for _ in self.dataset)
         self._pass: tuple[int, Channels, Channels] | None = None
 
     @property
     def train(self) -> TfSubset:
-        """The training images as they are evaluated: one epoch."""
         assert self.steps_per_epoch is not None
         return TfSubset(self.dataset.take(self.steps_per_epoch))
 
@@ -132,7 +125,7 @@ class TfData:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the form of the data, not of its content."""
+        # Of the form of the data, not of their content.
         return hashlib.sha256(repr((self.dataset.element_spec, self.steps_per_epoch)).encode()).hexdigest()
 
     def prepared(self, statistics: tuple[Channels, Channels] | None, validation: Any, test: Any) -> "TfData":
@@ -144,7 +137,6 @@ class TfData:
         )
 
     def loader(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1), microbatches: int = 1) -> TfLoader:
-        """Batches to train on, as the data set makes them."""
         if shard[1] > 1:
             raise UserError("a tf.data.Dataset cannot be shared by several workers; use arrays, names or folders")
         assert self.steps_per_epoch is not None
@@ -174,28 +166,11 @@ def image_dtype(dataset: tf.data.Dataset) -> tf.DType:
 def _check(dataset: tf.data.Dataset, argument: str) -> None:
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2 or any(not hasattr(part, "shape") for part in spec):
-        raise UserError(
-            f"{argument} is a tf.data.Dataset of {spec}; expected (image batch, label batch)", argument=argument
-        )
-    images, labels = spec
-    if images.shape.rank != 4:
-        raise UserError(
-            f"{argument} is a tf.data.Dataset of images of shape {images.shape}; expected batches (B, H, W, C): use "
-            "dataset.batch(128)",
-            argument=argument,
-        )
-    if not labels.dtype.is_integer or (labels.shape.rank == 2 and labels.shape[1] not in (1, None)):
-        raise UserError(
-            f"{argument} is a tf.data.Dataset of labels of dtype {labels.dtype.name} and shape {labels.shape}; "
-            "expected integers (B,)",
-            argument=argument,
-        )
-
-
-def _image_array(images: tf.Tensor) -> np.ndarray:
-    array = images.numpy()
-    return array if array.dtype == np.uint8 else array.astype(np.float32)
-
-
-def _label_array(labels: tf.Tensor) -> NDArray[np.int32]:
-    return labels.numpy().astype(np.int32).reshape(-1)
+        found, expected = spec, "(image batch, label batch)"
+    elif spec[0].shape.rank != 4:
+        found, expected = f"images of shape {spec[0].shape}", "batches (B, H, W, C): use dataset.batch(128)"
+    elif not spec[1].dtype.is_integer or (spec[1].shape.rank == 2 and spec[1].shape[1] not in (1, None)):
+        found, expected = f"labels of dtype {spec[1].dtype.name} and shape {spec[1].shape}", "integers (B,)"
+    else:
+        return
+    raise UserError(f"{argument} is a tf.data.Dataset of {found}; expected {expected}", argument=argument)

@@ -174,7 +174,6 @@ class StrongAugment:
 
     @property
     def squashed(self) -> int:
-        """Pixels of either side before the center is cut out."""
         return round(self.size * 300 / 256)
 
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -219,10 +218,8 @@ class CustomTransform:
             varied = self._function(original, np.random.default_rng(int(params[0])))
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f"the augmentation {name} raised {type(error).__name__}: {error} ({where.filename}, line "
-                f"{where.lineno}) on an image of the shape {image.shape}; fix it"
-            ) from error
+            place = f"{where.filename}, line {where.lineno}"
+            raise UserError(f"the augmentation {name} raised {type(error).__name__}: {error} ({place})") from error
         expected = (self._size, self._size, image.shape[2])
         if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != expected:
             got = f"{varied.dtype} {varied.shape}" if isinstance(varied, np.ndarray) else type(varied).__name__

@@ -127,8 +127,7 @@ def _check_widths(block: str, groups: int, width_per_group: int, classes: int) -
     check_positive(groups=groups, width_per_group=width_per_group, classes=classes)
     if block == BASIC and (groups != 1 or width_per_group != 64):
         raise UserError(
-            f"groups={groups} and width_per_group={width_per_group} go with bottlenecks (depth 50 and more) only; "
-            "basic blocks have groups=1 and width_per_group=64",
+            f"groups={groups} and width_per_group={width_per_group} go with bottlenecks (depth 50 and more) only",
             argument="groups" if groups != 1 else "width_per_group",
         )
 

@@ -21,8 +21,7 @@ def model_input(
     sides_fit = len(shape) == 3 and all(side is None or side >= min_side for side in shape[:2])
     if not sides_fit or shape[2] is None or shape[2] < 1:
         raise UserError(
-            f"input_shape={shape} does not fit; allowed: (height, width, channels) with sides of at least "
-            f"{min_side} (or None) and 1 or more channels",
+            f"input_shape={shape} does not fit; allowed: (height, width, channels), sides at least {min_side} or None",
             argument="input_shape",
         )
     if (mean is None) != (std is None):

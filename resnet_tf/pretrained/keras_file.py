@@ -83,8 +83,8 @@ class KerasModelWeights(Weights):
         unlike += [path for path in theirs if path not in ours and not path.startswith("head_")]
         if unlike:
             raise UserError(
-                f"{self.path} does not fit {model.name}: {len(unlike)} variables are missing or of other shapes "
-                f"({some(unlike)}); build the network that it was made from"
+                f"{self.path} does not fit {model.name}: {len(unlike)} variables differ ({some(unlike)}); "
+                "build the network that it was made from"
             )
         for path, variable in ours.items():
             variable.assign(theirs[path])

@@ -164,8 +164,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         raise UserError(
-            f"it holds {module}.{name}, which is neither a tensor nor a plain container; nothing of it was run: "
-            "save the model's state_dict() alone, in PyTorch, and import that"
+            f"it holds {module}.{name}, no tensor or container, and nothing of it was run; save a state_dict() alone"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -219,7 +218,6 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _with_lazy_tensors(value: Any, path: Path, read_storage: ReadStorage) -> Any:
-    """A copy of nested dictionaries in which each tensor can be read."""
     if isinstance(value, StridedTensor):
         return LazyTensor(value.shape, functools.partial(_read_tensor, value, path, read_storage))
     if isinstance(value, dict):
@@ -307,7 +305,6 @@ def _storage_offsets(file: BinaryIO, keys: Any, value: Any, size: int) -> dict[s
 
 
 def _storages(value: Any) -> Iterator[Storage]:
-    """The storages of all tensors in nested containers."""
     if isinstance(value, StridedTensor):
         yield value.storage
     elif isinstance(value, dict):

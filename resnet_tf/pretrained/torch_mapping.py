@@ -14,7 +14,6 @@ Rgb = tuple[float, float, float]
 
 
 def _pixels(red: float, green: float, blue: float) -> Rgb:
-    """0-255 units from the 0-1 units in which the sources state their constants."""
     return (255 * red, 255 * green, 255 * blue)
 
 
@@ -59,14 +58,11 @@ def detect_format(tensors: Tensors) -> CheckpointFormat:
             return AKAMASTER
         if "fc.weight" in tensors:
             return CHENYAOFO_100 if tensors["fc.weight"].shape[:1] == (100,) else CHENYAOFO_10
-    raise UserError(
-        f"its tensors ({', '.join(list(tensors)[:3])}, …) are not named as in a network of torchvision, timm, "
-        "akamaster or chenyaofo; those are what can be imported"
-    )
+    found = ", ".join(list(tensors)[:3])
+    raise UserError(f"its tensors ({found}, …) are not named as those of torchvision, timm, akamaster or chenyaofo")
 
 
 def has_projections(tensors: Tensors, format: CheckpointFormat) -> bool:
-    """Whether the network's shortcuts have weights (option B)."""
     return any(f".{format.shortcut}." in name for name in tensors)
 
 
@@ -107,7 +103,6 @@ def _without_head(items: dict[str, Any], format: CheckpointFormat) -> dict[str, 
 
 
 def variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> dict[str, keras.Variable]:
-    """A model's variables by the names that the checkpoint has for them."""
     return {
         f"{_torch_layer(layer.name, format)}.{_SUFFIXES.get(variable.name, variable.name)}": variable
         for layer in model.layers
@@ -116,7 +111,6 @@ def variables_by_torch_name(model: keras.Model, format: CheckpointFormat) -> dic
 
 
 def _torch_layer(name: str, format: CheckpointFormat) -> str:
-    """The checkpoint's name of a layer of ours."""
     if name in HEADS:
         return format.head
     if stem := re.fullmatch(r"stem_(conv|bn)", name):
@@ -129,7 +123,6 @@ def _torch_layer(name: str, format: CheckpointFormat) -> str:
 
 
 def torch_shape(variable: keras.Variable) -> tuple[int, ...]:
-    """The shape of a variable's tensor in the checkpoint."""
     shape = tuple(variable.shape)
     return tuple(shape[axis] for axis in np.argsort(_LAYOUTS[len(shape)]))
 
@@ -151,8 +144,5 @@ def _check_fit(variables: dict[str, keras.Variable], present: dict[str, LazyTens
     shapes = [f"{name} is {theirs}, the model needs {ours}" for name, (theirs, ours) in misshapen.items()]
     faults = [("missing", missing), ("left over", left_over), ("misshapen", shapes)]
     if any(names for _, names in faults):
-        raise UserError(
-            "it does not fit the model: "
-            + "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in faults if names)
-            + "; give the model and the shortcut that it was made for"
-        )
+        found = "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in faults if names)
+        raise UserError(f"it does not fit the model: {found}; give the model and the shortcut that it was made for")

@@ -35,17 +35,14 @@ class PretrainedEntry:
 
     @property
     def text(self) -> str:
-        """Network and name, as commands take them."""
         return f"{self.network}:{self.name}"
 
     def options(self) -> dict[str, Any]:
-        """The builder's options of the network that the weights are of."""
         channels = {key: tuple(self.about["preprocessing"][key]) for key in ("mean", "std")}
         return {**self.about["builder"], **channels}
 
 
 def entries() -> dict[str, PretrainedEntry]:
-    """What ships, by `network:name`."""
     found = []
     for path in sorted(FOLDER.glob("*.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -96,11 +93,9 @@ def checked_options(entry: PretrainedEntry, network: dict[str, Any], given: dict
     expected = {**network, **entry.options()}
     unlike = [key for key in given if key in expected and _as_list(given[key]) != _as_list(expected[key])]
     if unlike:
-        theirs = ", ".join(f"{key}={_as_list(expected[key])!r}" for key in unlike)
-        ours = ", ".join(f"{key}={_as_list(given[key])!r}" for key in unlike)
+        theirs, ours = (", ".join(f"{k}={_as_list(of[k])!r}" for k in unlike) for of in (expected, given))
         raise UserError(
-            f"the weights {entry.text} are of a network with {theirs}, not {ours}; "
-            f"leave {' and '.join(unlike)} out, or build without weights",
+            f"the weights {entry.text} are of a network with {theirs}, not {ours}; leave {' and '.join(unlike)} out",
             argument=unlike[0],
         )
     return {**entry.options(), **given, "weights": str(entry.path)}
@@ -149,8 +144,7 @@ def published_file(network: str | None) -> Path:
     """torchvision's file for a network in `FILES`, from the cache or, the first time, from the network."""
     if network not in FILES:
         raise UserError(
-            f"weights='imagenet' exists for {', '.join(FILES)} in their usual form (stride_on='3x3') only; "
-            "give a file, or build without weights",
+            f"weights='imagenet' exists for {', '.join(FILES)} with stride_on='3x3' only; give a file",
             argument="weights",
         )
     name = FILES[network]
