@@ -125,11 +125,11 @@ def test_parts_in_half_precision_and_several_steps_in_a_call():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accumulate": 3}, "--accumulate 3 does not divide the batch size 128; give a divisor of it"),
-        ({"accumulate": 0}, "--accumulate 0 is out of range; allowed: 1 to"),
-        ({"ema": 1.0}, "--ema 1.0 is out of range; allowed: above 0 and below 1"),
-        ({"ema": 0.0}, "--ema 0.0 is out of range"),
-        ({"ema": float("nan")}, "--ema nan is out of range"),
+        ({"accumulate": 3}, "accumulate=3 does not divide the batch size 128; give a divisor of it"),
+        ({"accumulate": 0}, "accumulate=0 is out of range; allowed: 1 to"),
+        ({"ema": 1.0}, "ema=1.0 is out of range; allowed: above 0 and below 1"),
+        ({"ema": 0.0}, "ema=0.0 is out of range"),
+        ({"ema": float("nan")}, "ema=nan is out of range"),
     ],
 )
 def test_values_out_of_range(changes, message):

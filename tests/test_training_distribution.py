@@ -110,9 +110,9 @@ def test_a_missing_worker_ends_the_job(command, tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "device", "replicas", "message"),
     [
-        ("mirrored", "cpu", None, "add --replicas N"),
+        ("mirrored", "cpu", None, "add replicas=N"),
         ("mirrored", "gpu:0", None, "one device"),
-        ("none", "cpu", 2, "--replicas says"),
+        ("none", "cpu", 2, "replicas=… says"),
         ("multiworker", "cpu", None, "needs TF_CONFIG"),
         ("mirrored", "cpu", 3, "in this process any more"),
     ],
@@ -135,7 +135,7 @@ def test_a_batch_that_cannot_be_shared():
     replicas = Distribution()
     replicas.count = 3
     replicas.check_batch(12, 2)
-    with pytest.raises(UserError, match="--batch-size 16 cannot be shared evenly by 3 replicas times --accumulate 2"):
+    with pytest.raises(UserError, match="batch_size=16 cannot be shared evenly by 3 replicas times accumulate=2"):
         replicas.check_batch(16, 2)
 
 

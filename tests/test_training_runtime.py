@@ -37,7 +37,7 @@ def test_the_precision_is_that_of_the_chosen_gpu(gpus, device, about, precision)
 
 
 def test_a_gpu_that_is_not_there(gpus):
-    with pytest.raises(UserError, match="--device gpu:3: TensorFlow sees 3 GPUs here"):
+    with pytest.raises(UserError, match="device='gpu:3': TensorFlow sees 3 GPUs here"):
         choose_device("gpu:3")
 
 

@@ -14,11 +14,8 @@ _POINTS = 1500  # stretches that a long series is drawn in; a picture has no mor
 _COLORS = (INK, SECOND, THIRD, "#7c3f8c", "#4d7c0f", "#8a6d3b", "#be185d", "#0f766e")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = "os^Dvx+*"
-_ACCURACIES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("train_accuracy", "training, as trained", {"color": INK, "ls": "-", "marker": "."}),
-    ("train_eval_accuracy", "training, inference mode", {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}),
-    ("validation_accuracy", "validation", {"color": SECOND, "ls": "--", "marker": "o", "mfc": "white"}),
-)
+_VALIDATION = {"color": SECOND, "ls": "--", "marker": "o", "mfc": "white"}
+_INFERENCE = {"color": THIRD, "ls": ":", "marker": "^", "mfc": "white"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +76,24 @@ def draw_curves(run: TrainingHistory) -> Any:
     """Draw losses, accuracies and learning rate of a run over its steps."""
     made = figure(8.5, 9)
     loss, accuracy, learning_rate = made.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
-    _draw_losses(loss, run)
-    _draw_accuracies(accuracy, run)
+    loss.plot(*envelope(run.losses, _POINTS), color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
+    loss.plot(*smooth(run.losses, run.window), color=INK, lw=1.6, label=f"training, mean of {run.window}")
+    loss.set(ylabel="cross-entropy (nats)", yscale="log")
+    for axes, key, scale, label, style in (
+        (loss, "validation_loss", 1, "validation", _VALIDATION),
+        (accuracy, "train_accuracy", 100, "training, as trained", {"color": INK, "marker": "."}),
+        (accuracy, "train_eval_accuracy", 100, "training, inference mode", _INFERENCE),
+        (accuracy, "validation_accuracy", 100, "validation", _VALIDATION),
+    ):
+        x, y = run.column(key)
+        if len(x):
+            axes.plot(x, scale * y, lw=1.4, ms=4, markevery=max(1, len(x) // 40), label=label, **style)
+    _plain_ticks(loss)
+    accuracy.set(ylabel="accuracy (%)")
+    loss.legend(fontsize=9, loc="upper right")
+    accuracy.legend(fontsize=9, loc="lower right")
+    loss.grid(alpha=0.3, which="both")
+    accuracy.grid(alpha=0.3)
     learning_rate.plot(np.arange(1, len(run.learning_rates) + 1), run.learning_rates, color=INK, lw=1.5)
     learning_rate.set(ylabel="learning rate", xlabel="iteration")
     drops = find_drops(run.learning_rates)
@@ -99,28 +112,6 @@ def draw_curves(run: TrainingHistory) -> Any:
     loss.secondary_xaxis("top", functions=(lambda i: i / steps, lambda e: e * steps)).set_xlabel("epoch")
     made.suptitle(literal(run.name))
     return made
-
-
-def _draw_losses(axes: Any, run: TrainingHistory) -> None:
-    axes.plot(*envelope(run.losses, _POINTS), color=PALE, lw=0.6, label="training, each iteration", rasterized=True)
-    axes.plot(*smooth(run.losses, run.window), color=INK, lw=1.6, label=f"training, mean of {run.window}")
-    x, y = run.column("validation_loss")
-    if len(x):
-        axes.plot(x, y, color=SECOND, lw=1.4, ls="--", marker="o", ms=4, mfc="white", label="validation")
-    axes.set(ylabel="cross-entropy (nats)", yscale="log")
-    _plain_ticks(axes)
-    axes.legend(fontsize=9, loc="upper right")
-    axes.grid(alpha=0.3, which="both")
-
-
-def _draw_accuracies(axes: Any, run: TrainingHistory) -> None:
-    for key, label, style in _ACCURACIES:
-        x, y = run.column(key)
-        if len(x):
-            axes.plot(x, 100 * y, lw=1.4, ms=4, markevery=max(1, len(x) // 40), label=label, **style)
-    axes.set(ylabel="accuracy (%)")
-    axes.legend(fontsize=9, loc="lower right")
-    axes.grid(alpha=0.3)
 
 
 def _plain_ticks(axes: Any) -> None:

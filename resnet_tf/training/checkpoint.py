@@ -32,10 +32,10 @@ def save(folder: Path, step: int, arrays: Arrays, state: dict[str, Any]) -> None
     with replacing(path) as temporary:
         text = np.frombuffer(json.dumps(state).encode(), np.uint8)
         np.savez(temporary, **{**arrays, _STATE: text})  # type: ignore[arg-type]
-        write_text(_checksum_path(path), sha256_of(temporary) + "\n")
+        write_text(path.with_suffix(".sha256"), sha256_of(temporary) + "\n")
     for old in _checkpoints(folder)[:-2]:
         with contextlib.suppress(OSError):
-            _checksum_path(old).unlink(missing_ok=True)
+            old.with_suffix(".sha256").unlink(missing_ok=True)
             old.unlink()
 
 
@@ -53,7 +53,7 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any], list[Path]] | Non
 
 
 def _load(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    if _checksum_path(path).read_text(encoding="ascii").strip() != sha256_of(path):
+    if path.with_suffix(".sha256").read_text(encoding="ascii").strip() != sha256_of(path):
         raise ValueError(f"{path} does not have the checksum beside it")
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
@@ -62,10 +62,6 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.npz") if re.fullmatch(r"step-\d{9,}\.npz", p.name))
-
-
-def _checksum_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
 
 
 @dataclasses.dataclass
@@ -118,14 +114,6 @@ class TrainState:
         fields = {field.name: state[_NAMES_ON_DISK.get(field.name, field.name)] for field in dataclasses.fields(cls)}
         totals = {"steps" if key == "updates" else key: value for key, value in state["since"].items()}
         return cls(**{**fields, "totals": MetricTotals(**totals)})
-
-
-def checkpoint_variables(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, ema_model: keras.Model | None
-) -> dict[str, keras.Variable]:
-    """The variables of a run by their keys in a checkpoint."""
-    owners = {"model": model, "optimizer": optimizer} | ({"average": ema_model} if ema_model is not None else {})
-    return {f"{key}/{variable.path}": variable for key, owner in owners.items() for variable in owner.variables}
 
 
 class CheckpointManager:

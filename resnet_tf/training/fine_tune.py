@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +74,18 @@ class InitialWeights:
         self._weights.load_into(model, new_head=True)
 
 
+@dataclass(eq=False)
 class UnfreezeAt:
     """Switches a training to the whole network at step `step`, and takes its functions from `make_functions` anew."""
 
-    def __init__(
-        self,
-        model: keras.Model,
-        step: int,
-        make_functions: Callable[[], StepFunctions],
-        log: Callable[[str], None],
-        *,
-        freeze: str,
-        train_bn: bool,
-    ) -> None:
-        self.step, self._make_functions, self._log = step, make_functions, log
-        self._model, self._freeze, self._train_bn = model, freeze, train_bn
+    model: keras.Model
+    step: int
+    make_functions: Callable[[], StepFunctions]
+    log: Callable[[str], None]
+    freeze: str
+    train_bn: bool
+
+    def __post_init__(self) -> None:
         self._is_unfrozen = False
         self._functions: dict[bool, StepFunctions] = {}
 
@@ -96,12 +94,12 @@ class UnfreezeAt:
         if (step >= self.step) != self._is_unfrozen:
             self._is_unfrozen = not self._is_unfrozen
             if self._is_unfrozen:
-                unfreeze(self._model, self._train_bn)
+                unfreeze(self.model, self.train_bn)
             else:  # a rollback to before the switch
-                freeze(self._model, self._freeze)
-            self._log(describe_trainable(self._model))
+                freeze(self.model, self.freeze)
+            self.log(describe_trainable(self.model))
         if self._is_unfrozen not in self._functions:
-            self._functions[self._is_unfrozen] = self._make_functions()
+            self._functions[self._is_unfrozen] = self.make_functions()
         return self._functions[self._is_unfrozen]
 
 

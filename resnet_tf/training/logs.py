@@ -17,7 +17,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.files import write_text
 from resnet_tf.recipes import Recipe
 from resnet_tf.reports.curves import TrainingHistory
-from resnet_tf.reports.runs import Settings, clock
+from resnet_tf.reports.runs import Settings, clock, read_run
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 
@@ -151,9 +151,7 @@ def read_metrics(folder: Path) -> History:
 
 def read_history(folder: Path) -> TrainingHistory:
     """The losses, learning rates and evaluations of a run, finished or not; UserError where there is none yet."""
-    settings = RunDir(folder).settings()
-    if settings is None:
-        raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")
+    settings, _ = read_run(folder)
     history = read_metrics(folder)
     if not history:
         raise UserError(f"{folder} has no evaluation yet; wait for the end of its first epoch")
@@ -171,7 +169,7 @@ def _learning_rates(settings: Settings, history: History, steps_per_epoch: int) 
     fields = {field.name for field in dataclasses.fields(Recipe)}
     values = {key.removeprefix("recipe."): value for key, value in settings.items() if key.startswith("recipe.")}
     recipe = Recipe(about="", **{key: value for key, value in values.items() if key in fields})
-    length = recipe.iterations or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    length = recipe.length_of(steps_per_epoch)
     schedule = Schedule(recipe, length, settings.get("unfreeze_at"), settings.get("unfreeze_learning_rate"))
     schedule.state["warm"] = True
     ends = [metrics["iteration"] for metrics in history]

@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step and of a small state that checkpoints keep."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from resnet_tf.recipes import Recipe
@@ -9,22 +10,20 @@ CHECK_EVERY = 100  # steps averaged for one look at the minibatch loss or the tr
 WARM_ERROR = 0.8  # the warm-up by error ends below this (1512.03385, section 4.2)
 
 
+@dataclass(eq=False)
 class Schedule:
-    """Learning rates of a run of `iterations` steps, at most `unfreeze_learning_rate` from `unfreeze_at`.
+    """Learning rates of a run, with `unfreeze_learning_rate` in place of the recipe's from step `unfreeze_at` on.
 
     `state` is JSON-able; it changes only under "plateau" schedules and the warm-up by error.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        iterations: int,
-        unfreeze_at: int | None = None,
-        unfreeze_learning_rate: float | None = None,
-    ) -> None:
-        self.recipe, self.iterations = recipe, iterations
-        self.unfreeze_at, self.unfreeze_learning_rate = unfreeze_at, unfreeze_learning_rate
-        self.state: dict[str, Any] = {"warm": recipe.warmup != "error", "factor": 1.0, "best": None}
+    recipe: Recipe
+    iterations: int
+    unfreeze_at: int | None = None
+    unfreeze_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        self.state: dict[str, Any] = {"warm": self.recipe.warmup != "error", "factor": 1.0, "best": None}
         self.state |= {"checks_without_gain": 0, "loss_sum": 0.0, "error_sum": 0.0, "count": 0}
 
     @property

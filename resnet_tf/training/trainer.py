@@ -12,7 +12,7 @@ from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
-from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState, checkpoint_variables
+from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
 from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
 from resnet_tf.training.fine_tune import UnfreezeAt
 from resnet_tf.training.logs import COLUMNS, History, TrainLogger, write_history
@@ -250,4 +250,5 @@ class Trainer:
         self._seconds += took
 
     def _variables(self) -> dict[str, keras.Variable]:
-        return checkpoint_variables(self.model, self.optimizer, self.ema_model)
+        owners = {"model": self.model, "optimizer": self.optimizer, "average": self.ema_model}
+        return {f"{key}/{v.path}": v for key, owner in owners.items() if owner is not None for v in owner.variables}
