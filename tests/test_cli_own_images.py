@@ -164,7 +164,7 @@ def test_bad_images_stop_the_run_before_anything_is_made_or_are_skipped(tmp_path
     report = main([*argv, "--on-bad-image", "skip"])
     printed = capsys.readouterr().out
     assert "images: 160 for train; 10 classes" in printed
-    assert "left out or doubtful, by on_bad_image='skip': 3 (" in printed
+    assert "left out or doubtful: 3 (" in printed
     assert (report["train_images"], report["validation_images"]) == (144, 16)
     with pytest.raises(UserError, match='on_bad_image is "skip" there, "stop" here'):
         main(argv)

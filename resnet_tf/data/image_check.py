@@ -252,7 +252,7 @@ def open_image_dataset(name: str, on_bad: str, log: Callable[[str], None]) -> Im
     )
     if result.issues:
         kinds = ", ".join(f"{count} {kind}" for kind, count in result.counts().items())
-        log(f"left out or doubtful, by on_bad_image='skip': {len(result.issues)} ({kinds})")
+        log(f"left out or doubtful: {len(result.issues)} ({kinds})")
         for issue in result.issues[:_SHOWN]:
             log(f"  {issue}")
         if len(result.issues) > _SHOWN:
