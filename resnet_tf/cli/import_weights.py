@@ -58,10 +58,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give 1 or more")
     _check_constants(arguments.mean, arguments.std)
-    try:
-        model_options(arguments.model)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    model_options(arguments.model)
     load_tensorflow()
     return _import(arguments, output)
 

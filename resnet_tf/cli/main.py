@@ -49,7 +49,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember the flags, so that errors of the library can be told in them."""
-        Parser.flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        # Under their own names as well: `data` of export_model() is --dataset, and loading it says `dataset=`.
+        Parser.flags = {flag.lstrip("-").replace("-", "_"): flag for flag in flags.values()} | flags
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
