@@ -12,6 +12,7 @@ import keras
 
 from resnet_tf.config import make_config
 from resnet_tf.data.cifar import load_dataset
+from resnet_tf.data.dataset import is_image_dataset, short_name
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fitting import train
 from resnet_tf.reports.runs import describe_diff
@@ -112,7 +113,7 @@ def tune(
     config = make_config(**shared, **space.first(), dataset=name, data_given=not isinstance(dataset, str))
     if config.recipe.validation_size == 0:
         raise UserError(f"recipe={recipe!r} keeps no validation images to search by; give another one")
-    run_dir = RunDir(Path(study_dir or f"runs/tune-{model}-{name}"))
+    run_dir = RunDir(Path(study_dir or f"runs/tune-{model}-{short_name(name)}"))
     settings = {key: {"model": model, "dataset": name, "recipe": recipe, **options}.get(key) for key in _SETTINGS}
     settings |= {f"space.{key}": list(value) for key, value in vars(space).items()}
     known = run_dir.settings()
@@ -120,7 +121,9 @@ def tune(
         raise UserError(
             f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; give another study_dir=…"
         )
-    data = load_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
+    # Read once for all trials; image files are found by each, in the cache of their checks.
+    in_memory = isinstance(dataset, str) and not is_image_dataset(dataset)
+    data = load_dataset(dataset, data_dir) if in_memory else dataset
     run_dir.lock()
     try:
         if known is None:

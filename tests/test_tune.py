@@ -1,12 +1,15 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from resnet_tf.cli import tune
 from resnet_tf.cli.train import parse_options
 from resnet_tf.config import make_config
+from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
+from resnet_tf.training.run_dir import RunDir
 
 KILLED = """
 import os, signal, sys
@@ -97,3 +100,23 @@ def test_a_search_ends_in_a_train_command(small_data, tmp_path, capsys):
     assert "going on after 2 finished trials" in capsys.readouterr().out
     with pytest.raises(UserError, match="another search"):
         tune.main([*flags, "--width", "1,2"])
+    first = RunDir(tmp_path / "study")
+    first.lock()
+    with pytest.raises(UserError, match="is in use by process"):
+        tune.main(flags)
+    first.release()
+
+
+def test_a_search_on_image_files(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        folder = tmp_path / "pets" / "train" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
+    flags = ["--trials", "1", "--dataset", f"folder:{tmp_path / 'pets'}", "--model", "resnet8_v2", "--epochs", "1"]
+    flags += ["--batch-size", "9", "--device", "cpu", "--study-dir", str(tmp_path / "study")]
+    result = tune.main(flags)
+    (report,) = (json.loads(path.read_text()) for path in (tmp_path / "study").glob("trial*/report.json"))
+    assert (report["validation_images"], report["test"]) == (2, None)
+    assert report["training"]["last_validation_accuracy"] == result["accuracy"]

@@ -78,7 +78,7 @@ def loss_of_shards(shards: int, *flags: str) -> float:
     import keras
     import tensorflow as tf
 
-    from resnet_tf.data.dataset import load_dataset
+    from resnet_tf.data.cifar import load_dataset
     from resnet_tf.data.prepare import prepare_data
     from resnet_tf.models.registry import build_model
 
