@@ -235,7 +235,7 @@ REFUSED = [
     ([R20, "--model", "resnet20_v1", "--shortcut", "projection"], "10 missing"),
     ([R20, "--model", "resnet14_v1"], "30 left over"),
     ([R20, "--model", "resnet18"], "name the network that it was made for"),
-    ([R20, "--model", "resnet21"], "--model='resnet21' is not known"),
+    ([R20, "--model", "resnet21"], "--model resnet21 is not known"),
     ([R20, "--model", "resnet20_v1", "--classes", "11"], "--classes 10 or --new-head 11"),
     ([R20, "--model", "resnet20_v1", "--new-head", "0"], "--new-head 0 is out of range"),
     ([R20, "--model", "resnet20_v1", "--mean", "1,2,3"], "--mean and --std go together"),

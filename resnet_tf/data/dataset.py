@@ -80,10 +80,18 @@ def _validation_count(size: float, total: int) -> int:
     is_count = isinstance(size, (int, np.integer))
     valid = not isinstance(size, bool) and size >= 0 and (is_count or size < 1)
     count = (int(size) if is_count else math.floor(size * total + 0.5)) if valid else -1
-    # A fraction of less than one image, and a count that leaves none to train on, are no good either.
-    if count < 0 or (count == 0 and size > 0) or (count > 0 and count >= total):
+    problem = None
+    if count < 0:
+        problem = "is neither"
+    elif count == 0 and size > 0:
+        problem = "is less than one image"
+    elif count and count >= total:
+        problem = "leaves none to train on"
+    if problem:
         raise UserError(
-            f"invalid validation size {size} of {total} images; expected a fraction in [0, 1) or a number of images"
+            f"invalid validation_size={size}: of {total} images, this {problem}; expected a fraction in [0, 1) or a "
+            "number of images",
+            argument="validation_size",
         )
     return count
 

@@ -284,7 +284,10 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
         return splits
     kept = _check_with_cache(splits, "skip").kept
     if kept["train"].class_names != tuple(class_names):
-        raise UserError(f"{name} no longer has the {len(class_names)} classes of the model; name others with dataset=…")
+        raise UserError(
+            f"{name} no longer has the {len(class_names)} classes of the model; name images of its classes with "
+            "dataset=…"
+        )
     return kept
 
 
