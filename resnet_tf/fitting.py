@@ -132,7 +132,8 @@ class _Run:
         known = (None if config.overwrite else run_dir.settings()) or {}
         threads = set_threads(config.threads or known.get("threads", config.threads))
         self.device = device = choose_device(config.device)
-        policy, why = choose_precision(known.get("precision", config.precision), device)
+        precision = known.get("precision", "auto") if config.precision == "auto" else config.precision
+        policy, why = choose_precision(precision, device)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.distribution = distribution = make_distribution(config.strategy, config.device, config.replicas)

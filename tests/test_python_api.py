@@ -66,6 +66,9 @@ def test_the_same_call_again_returns_the_result(trained, arrays):
         resnet_tf.train("resnet8_v2", (train[0][::-1].copy(), train[1]), run_dir=trained.run_dir, **OPTIONS)
     with pytest.raises(resnet_tf.UserError, match="seed is 0 there, 1 here; give another run_dir=…, or overwrite=True"):
         resnet_tf.train("resnet8_v2", train, run_dir=trained.run_dir, seed=1, **OPTIONS)
+    other = {**OPTIONS, "precision": "mixed_bfloat16"}
+    with pytest.raises(resnet_tf.UserError, match='precision is "float32" there, "mixed_bfloat16" here'):
+        resnet_tf.train("resnet8_v2", train, run_dir=trained.run_dir, **other)
 
 
 def test_interrupted_by_ctrl_c_the_same_call_goes_on_to_the_same_bits(trained, arrays, tmp_path, monkeypatch):
