@@ -19,7 +19,7 @@ from resnet_tf.reports.curves import TrainingHistory, draw_curves
 from resnet_tf.saving import load_model, read_sidecar, save_model
 from resnet_tf.scoring import LabelledDataset, score_subset
 from resnet_tf.training.logs import read_history
-from resnet_tf.training.run_dir import REPORT, RunDir, describe_report
+from resnet_tf.training.run_dir import REPORT, RunDir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,10 +106,6 @@ class TrainingResult:
             sidecar=read_sidecar(final),
             course=course,
         )
-
-    def describe(self) -> str:
-        """The result in a line or two."""
-        return describe_report(self.report)
 
 
 def describe_call(model: Any, data: Any, recipe: Any, run_dir: Any, options: dict[str, Any]) -> str:

@@ -114,11 +114,11 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
     from resnet_tf.fitting import train
     from resnet_tf.training.trainer import Stopped
 
-    data = options["dataset"]
     command = _command(argv)
-    threads = options["threads"] or 0
+    arguments = {**options, "threads": options["threads"] or 0, "command": command}
+    data = arguments.pop("dataset")
     try:
-        result = train(**{**_without(options, "dataset"), "data": data, "threads": threads, "command": command})
+        result = train(data=data, **arguments)
     except Stopped as stop:
         print(f"{stop}; resume with: {command}")
         return 128 + stop.signal
@@ -126,10 +126,6 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
         return 0  # the chief reports
     print(describe_report(result.report))
     return result.report
-
-
-def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}
 
 
 def _finished(options: dict[str, Any], run_dir: RunDir) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from resnet_tf.errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "shapes")
 IMAGE_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
-ON_BAD = ("stop", "skip")
 # Keeps the split's random numbers apart from every other generator that is keyed by the same seed.
 _SPLIT_STREAM = 0x5B11
 

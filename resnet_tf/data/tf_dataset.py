@@ -132,8 +132,14 @@ class TfData:
         """The same data with what a run asks of it."""
         mean, std = statistics or self._look()[1:]
         empty = TfSubset(self.dataset.take(0))
+        # The names go along: to count the classes again would be another pass.
         return dataclasses.replace(
-            self, mean=mean, std=std, validation=empty if validation is None else validation, test=test
+            self,
+            given_names=self.class_names,
+            mean=mean,
+            std=std,
+            validation=empty if validation is None else validation,
+            test=test,
         )
 
     def loader(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1), microbatches: int = 1) -> TfLoader:

@@ -9,12 +9,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from resnet_tf.config import AUGMENTATIONS
 from resnet_tf.data import image_ops as ops
 from resnet_tf.data.image_io import Pixels, cv2
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
-
-AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 
 CustomFunction = Callable[[Pixels, np.random.Generator], Pixels]
 
