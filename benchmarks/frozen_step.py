@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from resnet_tf.fused import POLICIES, fused_view
+from resnet_tf.config import PRECISIONS
+from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
 from resnet_tf.process import load_tensorflow
 from resnet_tf.recipes import get_recipe
@@ -39,7 +40,7 @@ def seconds(step, images, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet20_v1")
-    parser.add_argument("--policy", choices=POLICIES, default="float32")
+    parser.add_argument("--policy", choices=PRECISIONS, default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     load_tensorflow()

@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from resnet_tf.fused import POLICIES, fused_view
+from resnet_tf.config import PRECISIONS
+from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model
 from resnet_tf.process import load_tensorflow
 
@@ -39,7 +40,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--policy", choices=POLICIES, default="float32")
+    parser.add_argument("--policy", choices=PRECISIONS, default="float32")
     arguments = parser.parse_args()
     load_tensorflow()
     steps = {n: make_step(n, arguments.policy, arguments.batch_size) for n in ("resnet50", "resnext50_32x4d")}

@@ -32,40 +32,32 @@ if TYPE_CHECKING:
     from resnet_tf.training.step import make_train_step
     from resnet_tf.tuning import TuningResult, tune
 
-# Where each public name lives, and what it is called there where that differs.
-_HOMES = {
-    "Callback": "training.callbacks",
-    "Dataset": "data.dataset",
-    "EvalMetrics": "inference",
-    "Prediction": "prediction",
-    "RECIPES": "recipes",
-    "Recipe": "recipes",
-    "Split": "data.dataset",
-    "StopTraining": "training.callbacks",
-    "TrainingResult": "results",
-    "TuningResult": "tuning",
-    "UserError": "errors",
-    "bottleneck_block": "models.blocks",
-    "build_model": "models.registry",
-    "cifar_resnet": "models.cifar",
-    "evaluate": "scoring",
-    "export_model": "export",
-    "feature_extractor": "models.layers",
-    "fold_batch_norm": "fused",
-    "fused_view": "fused",
-    "imagenet_resnet": "models.imagenet",
-    "list_models": "models.registry",
-    "list_weights": "pretrained.zoo",
-    "load_dataset": "data.cifar",
-    "make_train_step": "training.step",
-    "predict": "prediction",
-    "read_iterations": "training.logs",
-    "residual_block": "models.blocks",
-    "room_for_depth": "process",
-    "train": "fitting",
-    "tune": "tuning",
+# The modules of the public names; one that has another name there stands as "public=there".
+_MODULES = {
+    "data.cifar": "load_dataset",
+    "data.dataset": "Dataset Split",
+    "errors": "UserError",
+    "export": "export_model",
+    "fitting": "train",
+    "fused": "fold_batch_norm fused_view",
+    "inference": "EvalMetrics",
+    "models.blocks": "bottleneck_block residual_block",
+    "models.cifar": "cifar_resnet",
+    "models.imagenet": "imagenet_resnet",
+    "models.layers": "feature_extractor",
+    "models.registry": "build_model list_models",
+    "prediction": "Prediction predict",
+    "pretrained.zoo": "list_weights",
+    "process": "room_for_depth=recursion_limit",
+    "recipes": "RECIPES Recipe",
+    "results": "TrainingResult",
+    "scoring": "evaluate",
+    "training.callbacks": "Callback StopTraining",
+    "training.logs": "read_iterations",
+    "training.step": "make_train_step",
+    "tuning": "TuningResult tune",
 }
-_NAMES_THERE = {"room_for_depth": "recursion_limit"}
+_HOMES = {name.partition("=")[0]: (module, name) for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "RECIPES",
@@ -101,11 +93,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'resnet_tf' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"resnet_tf.{_HOMES[name]}"), _NAMES_THERE.get(name, name))
+if not TYPE_CHECKING:  # to a type checker, the names above are all there are
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'resnet_tf' has no attribute {name!r}")
+        module, there = _HOMES[name]
+        return getattr(importlib.import_module(f"resnet_tf.{module}"), there.rpartition("=")[2])
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

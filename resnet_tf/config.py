@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import re
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from resnet_tf.recipes import (
 )
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")
@@ -117,7 +118,7 @@ class TrainConfig:
     run_dir: str | None = setting(None)
     overwrite: bool = setting(False)
     device: str = setting("auto")
-    precision: str = setting("auto", choices=("auto", *PRECISIONS))
+    precision: Precision | Literal["auto"] = setting("auto", choices=("auto", *PRECISIONS))
     threads: int | None = _count(None, 0)
     steps_per_execution: int | None = _count(None, flag="steps_per_call")
     keep_on_device: str = setting("auto", choices=("auto", "always", "never"))

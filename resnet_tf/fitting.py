@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resnet_tf.config import TrainConfig, make_config
+from resnet_tf.config import Precision, TrainConfig, make_config
 from resnet_tf.data.device_loader import DeviceCachedLoader, to_device
 from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, prepare_data
 from resnet_tf.data.tf_dataset import TfData
@@ -180,7 +180,7 @@ class _Run:
             distribution.gather([0.0])  # nobody leaves before the chief is done: it would seem lost
             return TrainingResult.of_run(self, report)
 
-    def _build(self, policy: str, weights: InitialWeights | None) -> None:
+    def _build(self, policy: Precision, weights: InitialWeights | None) -> None:
         """Make loader, network, view, optimizer and step, in the scope of the distribution."""
         config, data, recipe, distribution = self.config, self.data, self.config.recipe, self.distribution
         check_validation(recipe, len(data.validation))
@@ -234,10 +234,14 @@ class _Run:
             return self.given_model
         # Not every network has each option: those that ask for nothing stay away.
         asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS[key]}
-        normalization = {"mean": data.mean, "std": data.std}
         try:
             return build_model(
-                self.config.model, classes=len(data.class_names), input_shape=data.shape, **normalization, **asked
+                self.config.model,
+                classes=len(data.class_names),
+                input_shape=data.shape,
+                mean=data.mean,
+                std=data.std,
+                **asked,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -14,10 +14,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from resnet_tf.config import PRECISIONS, Precision
 from resnet_tf.errors import UserError
 from resnet_tf.process import recursion_limit
-
-POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
 # (normalization of the input, global pooling, classifier, unknown layers) stays in float32.
@@ -124,7 +123,7 @@ def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
     return True
 
 
-def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = False) -> keras.Model:
+def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
     What cannot be fused (batch normalization over other axes, without scale or center, synchronized or renormalized,
@@ -146,8 +145,8 @@ def fused_view(model: keras.Model, policy: str = "float32", sync_bn: bool = Fals
         UserError: the policy is not known, the model is not of these kinds, or Keras runs on another
             backend than TensorFlow.
     """
-    if policy not in POLICIES:
-        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(POLICIES)}", argument="policy")
+    if policy not in PRECISIONS:
+        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
     if isinstance(model, keras.Sequential) and model.built:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from resnet_tf.config import Precision
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fold_batch_norm, fused_view
 from resnet_tf.reports import metrics
@@ -158,7 +159,7 @@ def compiled_forward(network: keras.Model, image_dtype: tf.DType = tf.uint8) -> 
 
 
 def compiled_inference(
-    model: keras.Model, precision: str = "float32", fold_bn: bool = False, image_dtype: tf.DType = tf.uint8
+    model: keras.Model, precision: Precision = "float32", fold_bn: bool = False, image_dtype: tf.DType = tf.uint8
 ) -> Callable[[ArrayLike], tf.Tensor]:
     """Compile a model's inference through its fused view; a model that is not functional runs as it stands."""
     if not hasattr(model, "operations"):

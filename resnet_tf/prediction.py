@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_tf.config import Precision
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
@@ -90,7 +91,7 @@ def predict(
     resize: int | None = None,
     crop: int | None = None,
     batch_size: int = 32,
-    precision: str = "float32",
+    precision: Precision = "float32",
     fold_bn: bool = False,
 ) -> list[Prediction]:
     """Classify images.
@@ -175,7 +176,7 @@ def iter_predictions(
     resize: int | None = None,
     crop: int | None = None,
     batch_size: int = 32,
-    precision: str = "float32",
+    precision: Precision = "float32",
     fold_bn: bool = False,
 ) -> Iterator[Prediction]:
     """Predictions as they come; see `predict`."""
@@ -204,7 +205,7 @@ def iter_predictions(
         )
 
 
-def probabilities_of(model: keras.Model, precision: str = "float32", fold_bn: bool = False) -> Any:
+def probabilities_of(model: keras.Model, precision: Precision = "float32", fold_bn: bool = False) -> Any:
     """A compiled function from pixels (B, height, width, channels) uint8 to probabilities (B, classes)."""
     kind = output_type(model)
     forward = compiled_inference(model, precision, fold_bn)

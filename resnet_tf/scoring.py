@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet_tf.config import PRECISIONS
+from resnet_tf.config import PRECISIONS, Precision
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
@@ -42,7 +42,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     on_bad_image: str | None = None,
     batch_size: int | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     fold_bn: bool = False,
     class_names: Sequence[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -142,7 +142,7 @@ def score_subset(
     tests: LabelledDataset,
     batch_size: int | None = None,
     log: Callable[[str], None] | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     fold_bn: bool = False,
     keep: bool = False,
 ) -> EvalMetrics:

@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from resnet_tf.fused import POLICIES, fused_view
+from resnet_tf.config import PRECISIONS
+from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 
 STATISTICS = ("moving_mean", "moving_variance")
@@ -56,7 +57,7 @@ def test_the_view_computes_what_the_model_does(version):
     assert_same_pass(view, model, images)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PRECISIONS)
 def test_the_variables_are_the_models_own_objects(policy):
     model = some_network()
     view = fused_view(model, policy)
@@ -243,7 +244,7 @@ def test_layers_that_the_model_pins_to_a_dtype_keep_it():
     assert view(some_images(model)).dtype == tf.float32
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PRECISIONS)
 def test_a_model_of_keras_applications(policy):
     model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
     view = fused_view(model, policy)
@@ -262,7 +263,7 @@ def test_a_model_of_keras_applications(policy):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PRECISIONS)
 def test_models_inside_a_model_are_fused_too(policy):
     inner = some_network(include_top=False, pooling="avg")
     inputs = keras.Input((8, 8, 3))

@@ -1,8 +1,8 @@
 """The networks that have names; listing them imports neither Keras nor TensorFlow."""
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from resnet_tf.errors import UserError
 from resnet_tf.pretrained.zoo import checked_options, find_entry, is_entry_name
@@ -11,6 +11,31 @@ if TYPE_CHECKING:
     import keras
 
 Networks = dict[str, dict[str, Any]]
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of `build_model`, which are the arguments of `cifar_resnet` and `imagenet_resnet`."""
+
+    depth: int
+    version: Literal[1, 2]
+    block: Literal["basic", "bottleneck"]
+    shortcut: Literal["identity", "projection", "projection_all", "none"] | None
+    classes: int
+    input_shape: Sequence[int | None]
+    width: int
+    use_bias: bool
+    include_top: bool
+    weights: str | None
+    pooling: Literal["avg", "max"] | None
+    classifier_activation: str | None
+    groups: int
+    width_per_group: int
+    replace_stride_with_dilation: Sequence[bool]
+    zero_init_residual: bool
+    norm_layer: "Callable[[str, str], keras.layers.Layer] | None"
+    stride_on: Literal["3x3", "1x1"]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
 
 
 def _resnets(suffix: str, version: int, depths: Sequence[int], **options: Any) -> Networks:
@@ -59,7 +84,7 @@ def own_shortcut(name: str) -> str:
     return "projection"
 
 
-def build_model(name: str, **options: Any) -> "keras.Model":
+def build_model(name: str, **options: Unpack[ModelOptions]) -> "keras.Model":
     """Build a network by its name.
 
     Args:
@@ -75,10 +100,10 @@ def build_model(name: str, **options: Any) -> "keras.Model":
         UserError: no network has this name, the builder refuses an option, or the weights asked for are not there,
             cannot be read, or are those of other options.
     """
-    if is_entry_name(options.get("weights")):
-        entry = find_entry(name, options["weights"])
-        options = checked_options(entry, model_options(name), options)
-    arguments = {"name": name, **model_options(name), **options}
+    given: dict[str, Any] = {**options}
+    if is_entry_name(given.get("weights")):
+        given = checked_options(find_entry(name, given["weights"]), model_options(name), given)
+    arguments = {"name": name, **model_options(name), **given}
     builder: Any
     if name in CIFAR_NETWORKS:
         from resnet_tf.models.cifar import cifar_resnet as builder

@@ -7,10 +7,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
+from resnet_tf.config import Precision
 from resnet_tf.errors import UserError
 from resnet_tf.training.cluster import WORKERS_HERE
 
@@ -74,7 +76,7 @@ def choose_device(device: str) -> Device:
     return Device(f"/GPU:{index}", str(details.get("device_name", "GPU")))
 
 
-def choose_precision(precision: str, device: Device) -> tuple[str, str]:
+def choose_precision(precision: Precision | Literal["auto"], device: Device) -> tuple[Precision, str]:
     """The dtype policy of a run, and why; "auto" takes the fastest that the device computes natively."""
     if precision != "auto":
         return precision, "as asked"
