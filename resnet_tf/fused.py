@@ -2,7 +2,7 @@
 
 Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped convolutions on the CPU in
 XLA. The view computes both with TensorFlow's own kernels, in the precision of the run, over the very variables of the
-stock model. Run the view, save the model: nothing is copied, and the saved file knows nothing of it.
+stock model. Run the view, save either: nothing is copied, and the saved file knows nothing of it.
 """
 
 import functools
@@ -36,6 +36,17 @@ class _View(layers.Layer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.stock.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return keras.layers.serialize(self.stock)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> layers.Layer:
+        """A stock layer: what `keras.models.clone_model` puts into the clone of a view."""
+        return keras.layers.deserialize(config)
+
+    def save_own_variables(self, store: Any) -> None:
+        raise UserError("a fused view is saved by view.save(path) or view.save_weights(path), not by this function")
 
 
 class _FusedBatchNormalization(_View):
@@ -138,8 +149,9 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
             `tf.distribute` strategy in whose replicas the view runs, instead of over each replica's own.
 
     Returns:
-        A `keras.Model` whose variables are the model's own objects. In inference it agrees with
-        the model to rounding; do not save it.
+        A `keras.Model` whose variables are the model's own objects. In inference it agrees with the model to rounding.
+        Its `save`, `save_weights`, `load_weights` and `to_json`, and so Keras' callbacks, are those of `model`: files
+        hold stock layers, without the optimizer. `keras.models.clone_model` of it gives a clone of `model`.
 
     Raises:
         UserError: the policy is not known, the model is not of these kinds, or Keras runs on another
@@ -149,6 +161,7 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
         raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
+    given = model
     if isinstance(model, keras.Sequential) and model.built:
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
@@ -165,11 +178,17 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
         if _plain_conv(layer, layer_policy):
             return _PlainConv2D(layer, layer_policy)
         if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:
-            return type(layer).from_config({**layer.get_config(), "dtype": policy})
+            low = type(layer).from_config({**layer.get_config(), "dtype": policy})
+            low.get_config = layer.get_config
+            return low
         return layer
 
     with recursion_limit(len(model.layers)):
-        return keras.models.clone_model(model, clone_function=view)
+        made = keras.models.clone_model(model, clone_function=view)
+    made.get_config = model.get_config
+    for name in ("save", "save_weights", "load_weights", "to_json"):
+        setattr(made, name, getattr(given, name))
+    return made
 
 
 def synchronized_batch_norm(

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from resnet_tf.config import PRECISIONS
+from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 
@@ -124,6 +125,67 @@ def test_a_view_leaves_the_model_and_its_file_as_they_were(tmp_path, suffix):
     loaded = keras.models.load_model(path, compile=False)
     assert loaded.to_json() == before
     assert np.array_equal(loaded(images), logits)
+
+
+def test_keras_callbacks_write_the_stock_model(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    model = some_network()
+    view = fused_view(model, "mixed_bfloat16")
+    view.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="loss", save_best_only=True),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
+        keras.callbacks.EarlyStopping(monitor="loss", patience=0, restore_best_weights=True),
+        keras.callbacks.TensorBoard(tmp_path / "logs", histogram_freq=1),
+    ]
+    images = some_images(model, 8)
+    view.fit(images, np.arange(8), epochs=2, batch_size=4, verbose=0, callbacks=callbacks)
+    assert list((tmp_path / "logs" / "train").glob("events.*"))
+    loaded = keras.models.load_model(tmp_path / "best.keras")
+    assert loaded.to_json() == model.to_json() == view.to_json()
+    assert np.array_equal(loaded(images), model(images))  # EarlyStopping put the best weights back
+    first = some_network()
+    first.load_weights(tmp_path / "1.weights.h5")
+    assert not np.array_equal(first(images), some_network()(images))
+    again = cifar_resnet(
+        8, version=2, shortcut="projection", input_shape=(8, 8, 3), weights=str(tmp_path / "best.keras")
+    )
+    assert np.array_equal(again(images), model(images))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_view_saves_loads_and_clones_as_its_model(nested, tmp_path):
+    model = some_network()
+    if nested:
+        inputs = keras.Input((8, 8, 3))
+        model = keras.Model(
+            inputs, layers.Dense(3, name="mine")(some_network(include_top=False, pooling="avg")(inputs))
+        )
+    images = some_images(model)
+    view = fused_view(model, "mixed_bfloat16")
+    view.save(tmp_path / "view.keras")
+    assert np.array_equal(keras.models.load_model(tmp_path / "view.keras")(images), model(images))
+    clone = keras.models.clone_model(view)
+    assert clone.to_json() == keras.models.clone_model(model).to_json()
+    assert all(type(layer).__module__.startswith("keras.") for layer in clone.layers)
+    assert not {id(v) for v in clone.variables} & {id(v) for v in model.variables}
+    clone.set_weights(view.get_weights())
+    assert np.array_equal(clone(images), model(images))
+    view.save_weights(tmp_path / "view.weights.h5")
+    before = model(images).numpy()
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    view.load_weights(tmp_path / "view.weights.h5")
+    assert np.array_equal(model(images), before)
+    with pytest.raises(UserError, match=r"view\.save"):
+        keras.saving.save_model(view, tmp_path / "function.keras")
+
+
+def test_a_view_of_a_sequential_model_saves_that_model(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.BatchNormalization(), layers.ReLU(), layers.Flatten()])
+    fused_view(model).save(tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    assert isinstance(loaded, keras.Sequential)
+    assert np.array_equal(loaded(some_images(model)), model(some_images(model)))
 
 
 def test_frozen_normalization_uses_and_keeps_its_statistics():
