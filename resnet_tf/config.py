@@ -25,6 +25,7 @@ from resnet_tf.recipes import (
 )
 
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
+IDENTITY_PADDINGS = ("center", "end")
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
@@ -58,6 +59,8 @@ class TrainConfig:
         recipe: a recipe by name; by default the paper's, he2016 for v2 networks, else he2015.
         seed: seed of weights, order and augmentation.
         shortcut: by default the network's or the recipe's own.
+        identity_padding: where the identity shortcut's zero channels are; by default center (half before, half after),
+            or as in the weights.
         width: multiplies the channels.
         use_bias: give the convolutions a bias.
         augment: how training images are varied, and all others framed; by default cifar, or imagenet where an image
@@ -102,6 +105,7 @@ class TrainConfig:
     seed: int = _count(0, 0)
 
     shortcut: str | None = setting(None, choices=SHORTCUTS)
+    identity_padding: str | None = setting(None, choices=IDENTITY_PADDINGS)
     width: int = _count(1)
     use_bias: bool = setting(False)
 
@@ -141,7 +145,8 @@ class TrainConfig:
     @property
     def builder(self) -> dict[str, Any]:
         """The options that the network's builder is asked for."""
-        return {"shortcut": self.shortcut, "width": self.width, "use_bias": self.use_bias}
+        builder = {"shortcut": self.shortcut, "width": self.width, "use_bias": self.use_bias}
+        return builder | ({"identity_padding": self.identity_padding} if self.identity_padding else {})
 
     @property
     def checkpoint_steps(self) -> int | None:

@@ -233,7 +233,7 @@ class _Run:
             check_classes(self.given_model, data.shape, len(data.class_names))
             return self.given_model
         # Not every network has each option: those that ask for nothing stay away.
-        asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS[key]}
+        asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS.get(key)}
         try:
             return build_model(
                 self.config.model,

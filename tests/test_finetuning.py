@@ -17,6 +17,7 @@ from resnet_tf.fused import fused_view
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.recipes import get_recipe, override
+from resnet_tf.reports.runs import shortcut_of
 from resnet_tf.training.fine_tune import all_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.optimizer import make_optimizer
@@ -265,6 +266,25 @@ def test_weights_of_another_network(tmp_path, train, pretrained):
     with pytest.raises(UserError, match="does not fit"):
         train(tmp_path / "run", *FLAGS, "--weights", str(pretrained), "--width", "2")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_place_of_the_zero_channels_is_the_networks(tmp_path, train):
+    """Both places take the same weights, so that nothing else would tell."""
+    short = ("--model", "resnet8_v1", "--iterations", "1")
+    for name, flags in (("first", ("--identity-padding", "end")), ("second", ("--weights", str(tmp_path / "first")))):
+        train(tmp_path / name, *short, *flags)
+        model = keras.models.load_model(tmp_path / name / "final.keras")
+        assert model.get_layer("stage3_block1_shortcut_pad").padding == ((0, 0), (0, 32))
+        assert json.loads((tmp_path / name / "final.json").read_text())["builder"]["identity_padding"] == "end"
+    settings = [json.loads((tmp_path / name / "settings.json").read_text()) for name in ("first", "second")]
+    assert [each.get("builder.identity_padding") for each in settings] == ["end", None]
+
+
+def test_a_network_with_a_small_stem_trains_by_the_recipe_that_asks_for_projections(tmp_path, train, monkeypatch):
+    monkeypatch.setattr("resnet_tf.models.imagenet.STAGE_FILTERS", (4, 8, 12, 16))
+    report = train(tmp_path / "run", "--model", "resnet18_cifar", "--recipe", "tutorial", "--iterations", "1")
+    assert report["test"]["images"] == 40
+    assert shortcut_of(report["settings"]) == "projection"
 
 
 def test_the_weights_shortcut_is_the_networks(tmp_path, small_data, monkeypatch):

@@ -63,6 +63,14 @@ def test_option_a_picks_pixels_and_adds_zero_channels_half_and_half(size, channe
     assert model.output_shape == (None, *expected.shape[1:])
 
 
+@pytest.mark.parametrize(("block", "filters"), [(residual_block, 12), (bottleneck_block, 3)])
+def test_option_a_with_all_zero_channels_at_the_end(block, filters):
+    model = block_model(block, 5, filters, 9, stride=2, version=1, shortcut="identity", identity_padding="end")
+    x = numbers(2, 9, 9, 5)
+    shortcut = keras.Model(model.input, model.get_layer("unit_shortcut_pad").output)(x)
+    assert np.array_equal(shortcut, np.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (0, 7))))
+
+
 def test_option_a_has_no_parameters_and_cannot_drop_channels():
     model = block_model(residual_block, 4, 8, stride=2, shortcut="identity", version=1)
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == 9 * 4 * 8 + 9 * 8 * 8 + 2 * 2 * 8
@@ -249,6 +257,7 @@ def test_blocks_inside_a_larger_model_under_fit():
     [
         ({"version": 3}, r"version=3.*allowed: 1, 2"),
         ({"shortcut": "A"}, r"shortcut='A'.*'identity', 'projection', 'projection_all', 'none'"),
+        ({"identity_padding": "both"}, r"identity_padding='both'.*'center', 'end'"),
         ({"preactivation": "all"}, r"preactivation='all'.*'branch', 'both'"),
         ({"stride": 0}, r"stride must be at least 1"),
         ({"filters": 0}, r"filters must be at least 1"),

@@ -32,6 +32,17 @@ PYTORCHCV = {
 }
 
 
+# kuangliu/pytorch-cifar's networks for 10 classes: those of torchvision with 10 · 512 (or 2048) + 10 classifier
+# parameters in place of 1,000 outputs', and 64 · 27 in the stem in place of 64 · 147.
+KUANGLIU = {
+    "resnet18_cifar": 11_173_962,
+    "resnet34_cifar": 21_282_122,
+    "resnet50_cifar": 23_520_842,
+    "resnet101_cifar": 42_512_970,
+    "resnet152_cifar": 58_156_618,
+}
+
+
 @pytest.fixture(autouse=True)
 def cheap_weights(monkeypatch):
     """Drawing a hundred million random numbers takes most of the time of a build; here they may all be equal."""
@@ -67,6 +78,25 @@ def test_parameters_are_torchvisions(name):
 @pytest.mark.parametrize("name", PYTORCHCV)
 def test_parameters_of_version_2(name):
     assert trainable(build_model(name)) == PYTORCHCV[name] - 128
+
+
+@pytest.mark.parametrize("name", KUANGLIU)
+def test_networks_with_a_small_stem(name):
+    model = build_model(name)
+    assert trainable(model) == KUANGLIU[name]
+    shapes = [tuple(output.shape[1:3]) for output in feature_extractor(model).outputs]
+    assert shapes == [(32, 32), (16, 16), (8, 8), (4, 4)]
+    assert model.get_layer("stem_relu").output.shape[1:] == (32, 32, 64)
+    assert not any("pool" in layer.name and layer.name != "head_pool" for layer in model.layers)
+
+
+def test_shortcuts_of_an_imagenet_network(small):
+    """1512.03385 table 3 compares A, B and C on ResNet-34."""
+    paddings = {"center": (2, 2), "end": (0, 4)}
+    for padding, channels in paddings.items():
+        model = imagenet_resnet(18, input_shape=(64, 64, 3), shortcut="identity", identity_padding=padding)
+        assert model.get_layer("stage3_block1_shortcut_pad").padding == ((0, 0), channels)
+        assert not any("shortcut_conv" in layer.name for layer in model.layers)
 
 
 def test_every_name_is_counted():
@@ -229,8 +259,8 @@ def test_arguments_that_are_not_allowed(arguments, message):
 
 
 def test_options_that_a_network_does_not_have():
-    with pytest.raises(ValueError, match="resnet18 has no option shortcut; allowed: depth, version"):
-        build_model("resnet18", shortcut="projection")
+    with pytest.raises(ValueError, match="resnet18 has no option width; allowed: depth, version"):
+        build_model("resnet18", width=2)
 
 
 @pytest.mark.parametrize("dilated", [False, True])

@@ -13,6 +13,7 @@ def test_the_names():
     expected |= {f"resnet{depth}{suffix}" for depth in (18, 34, 50, 101, 152) for suffix in ("", "_v2")}
     expected |= {"resnet200_v2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
     expected |= {"wide_resnet50_2", "wide_resnet101_2"}
+    expected |= {f"resnet{depth}_cifar" for depth in (18, 34, 50, 101, 152)}
     assert expected <= set(list_models())
     assert len(set(list_models())) == len(list_models())
 

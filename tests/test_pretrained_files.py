@@ -137,6 +137,15 @@ def test_keras_files(tmp_path):
     )
 
 
+def test_a_keras_file_tells_where_its_zero_channels_are(tmp_path):
+    path = str(tmp_path / "m.keras")
+    model = some_model(version=1, identity_padding="end")
+    model.save(path)
+    np.testing.assert_array_equal(cifar_resnet(8, version=1, classes=4, weights=path)(IMAGES), model(IMAGES))
+    with pytest.raises(UserError, match=r"1 variables differ \(its identity_padding is 'end'"):
+        cifar_resnet(8, version=1, classes=4, identity_padding="center", weights=path)
+
+
 @pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
 @pytest.mark.parametrize("classes", [4, 7])
 def test_keras_files_under_a_new_head(tmp_path, name, classes):
@@ -241,7 +250,7 @@ REFUSED = [
     ([R20, "--model", "resnet20_v1", "--mean", "1,2,3"], "--mean and --std go together"),
     ([R20, "--model", "resnet20_v1", "--mean", "1,2", "--std", "3,4"], "mean and std need 3 values each"),
     ([R20, "--model", "resnet20_v1", "--mean", ".4,.4,.4", "--std", ".2,.2,.2"], "looks like 0-1 units"),
-    ([str(FIXTURES / "resnet18.pth"), "--model", "resnet18", "--shortcut", "projection"], "has no option shortcut"),
+    ([str(FIXTURES / "resnet18.pth"), "--model", "resnet18", "--shortcut", "identity"], "left over"),
     ([str(FIXTURES / "resnet18.pth"), "--model", "resnet18"], "its classifier has 7 outputs, the model's has 1000"),
     (["none.pth", "--model", "resnet18"], "none.pth does not exist"),
 ]

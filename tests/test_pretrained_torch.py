@@ -14,10 +14,12 @@ from resnet_tf.errors import UserError
 from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
-from resnet_tf.pretrained.torch_mapping import load_state_dict
+from resnet_tf.pretrained.torch_mapping import CheckpointFormat, load_state_dict
 
 FIXTURES = Path(__file__).parent / "fixtures"
+KUANGLIU = CheckpointFormat("kuangliu", "cifar10", first_stage=2, shortcut="shortcut", head="linear")
 
 
 @pytest.fixture
@@ -50,6 +52,15 @@ def test_logits_are_pytorchs(narrow, name):
     logits = np.asarray(TWINS[name](str(FIXTURES / name))(known["images"]))
     assert np.ptp(known["logits"]) > 0.3
     np.testing.assert_allclose(logits, known["logits"], atol=1e-5)
+
+
+def test_logits_of_a_network_with_a_small_stem_are_pytorchs(narrow):
+    known = np.load(FIXTURES / "resnet18_cifar.npz")
+    constants = [[255 * value for value in values] for values in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))]
+    model = build_model("resnet18_cifar", mean=constants[0], std=constants[1])
+    load_state_dict(model, read_checkpoint(FIXTURES / "resnet18_cifar.pth"), KUANGLIU)
+    assert np.ptp(known["logits"]) > 0.3
+    np.testing.assert_allclose(model(known["images"]), known["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dtypes.pth", "dtypes_legacy.pth"])

@@ -54,9 +54,8 @@ def ship(run: Path) -> shipped.PretrainedEntry:
     about = {
         **sidecar,
         "builder": {
+            **{key.removeprefix("builder."): settings[key] for key in settings if key.startswith("builder.")},
             "shortcut": shortcut_of(settings),
-            "width": settings["builder.width"],
-            "use_bias": settings["builder.use_bias"],
             "classes": len(sidecar["class_names"]),
         },
         "training": {

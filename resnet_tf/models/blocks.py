@@ -15,6 +15,7 @@ from resnet_tf.errors import UserError
 SHORTCUTS = ("identity", "projection", "projection_all", "none")
 PREACTIVATIONS = ("branch", "both", "none")
 STRIDES_ON = ("3x3", "1x1")
+IDENTITY_PADDINGS = ("center", "end")
 EXPANSION = 4  # a bottleneck unit puts out four times its inner channels (1512.03385, figure 5)
 
 NormLayer = Callable[[str, str], keras.layers.Layer]
@@ -73,8 +74,8 @@ def conv(
     return layers.AveragePooling2D(1, strides=subsample, data_format="channels_last", name=f"{name}_stride")(x)
 
 
-def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
-    """Parameter-free shortcut of 1512.03385 section 3.3 (A): every stride-th pixel, zero channels around."""
+def _option_a(x: Any, filters: int, stride: int, padding: str, name: str) -> Any:
+    """Parameter-free shortcut of 1512.03385 section 3.3 (A): every stride-th pixel, zero channels around or behind."""
     # A 1x1 average pool with a stride picks pixels; zero padding told that the tensor is channels-first pads its last
     # axis. Unlike slices and `ops.pad`, both survive every file format.
     missing = filters - x.shape[-1]
@@ -86,7 +87,7 @@ def _option_a(x: Any, filters: int, stride: int, name: str) -> Any:
     if stride > 1:
         x = layers.AveragePooling2D(1, strides=stride, data_format="channels_last", name=f"{name}_shortcut_pool")(x)
     if missing > 0:
-        before = missing // 2
+        before = missing // 2 if padding == "center" else 0
         x = layers.ZeroPadding2D(
             ((0, 0), (before, missing - before)), data_format="channels_first", name=f"{name}_shortcut_pad"
         )(x)
@@ -100,6 +101,7 @@ def _unit(
     stride: int,
     version: int,
     shortcut: str,
+    identity_padding: str,
     preactivation: str,
     zero_init: bool,
     norm_layer: NormLayer,
@@ -122,7 +124,7 @@ def _unit(
     else:
         around = branch if version == 2 and preactivation == "both" else x
         if changes:
-            around = _option_a(around, filters, stride, name)
+            around = _option_a(around, filters, stride, identity_padding, name)
     for k, options in enumerate(convolutions, start=1):
         if version == 2 and k > 1:
             branch = relu(norm_layer(f"{name}_bn{k}", "ones")(branch), f"{name}_relu{k}")
@@ -151,9 +153,12 @@ def check_positive(**values: int) -> None:
             raise UserError(f"{argument} must be at least 1, not {value}", argument=argument)
 
 
-def _check_unit(filters: int, stride: int, version: int, shortcut: str, preactivation: str) -> None:
+def _check_unit(
+    filters: int, stride: int, version: int, shortcut: str, identity_padding: str, preactivation: str
+) -> None:
     check_choice("version", version, (1, 2))
     check_choice("shortcut", shortcut, SHORTCUTS)
+    check_choice("identity_padding", identity_padding, IDENTITY_PADDINGS)
     check_choice("preactivation", preactivation, PREACTIVATIONS)
     check_positive(filters=filters, stride=stride)
 
@@ -165,6 +170,7 @@ def residual_block(
     stride: int = 1,
     version: int = 2,
     shortcut: str = "projection",
+    identity_padding: str = "center",
     preactivation: str = "branch",
     dilation: tuple[int, int] = (1, 1),
     zero_init: bool = False,
@@ -180,9 +186,10 @@ def residual_block(
         stride: stride of the first convolution and of the shortcut.
         version: 1 for the original unit (conv-BN-ReLU-conv-BN, add, ReLU), 2 for
             pre-activation (BN-ReLU-conv-BN-ReLU-conv, add).
-        shortcut: "identity" (option A: subsample, zero channels half before and half after),
-            "projection" (B: 1x1 convolution where the shape changes), "projection_all"
-            (C: 1x1 convolution always) or "none" (the papers' plain network).
+        shortcut: "identity" (option A: subsample and zero channels), "projection" (B: 1x1 convolution where the
+            shape changes), "projection_all" (C: 1x1 convolution always) or "none" (the papers' plain network).
+        identity_padding: where option A puts the zero channels: "center" for half before and half after, "end" for
+            all after (fb.resnet.torch).
         preactivation: "both" puts BN-ReLU before the split, as in the first pre-activation
             unit of a network; "none" leaves it out where the stem has already done it (fb.resnet.torch);
             version 1 has none and ignores it.
@@ -198,7 +205,7 @@ def residual_block(
     Raises:
         UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
-    _check_unit(filters, stride, version, shortcut, preactivation)
+    _check_unit(filters, stride, version, shortcut, identity_padding, preactivation)
     convolutions = [
         {"filters": filters, "kernel_size": 3, "stride": stride, "dilation": dilation[0]},
         {"filters": filters, "kernel_size": 3, "dilation": dilation[1]},
@@ -209,6 +216,7 @@ def residual_block(
         stride=stride,
         version=version,
         shortcut=shortcut,
+        identity_padding=identity_padding,
         preactivation=preactivation,
         zero_init=zero_init,
         norm_layer=norm_layer,
@@ -224,6 +232,7 @@ def bottleneck_block(
     stride: int = 1,
     version: int = 2,
     shortcut: str = "projection",
+    identity_padding: str = "center",
     preactivation: str = "branch",
     stride_on: str = "3x3",
     inner_filters: int | None = None,
@@ -240,7 +249,8 @@ def bottleneck_block(
         x: float tensor (batch, height, width, channels); height and width may be unknown.
         filters: channels of the unit before the expansion; it puts out 4 * filters.
         stride: stride of the unit.
-        version, shortcut, preactivation, zero_init, norm_layer, use_bias, name: as in `residual_block`.
+        version, shortcut, identity_padding, preactivation, zero_init, norm_layer, use_bias, name: as in
+            `residual_block`.
         stride_on: "3x3" (fb.resnet.torch, torchvision) or "1x1", the first (the papers' own code).
         inner_filters: channels of the 1x1 and 3x3 convolutions, for ResNeXt and wide networks; None means `filters`.
         groups: groups of the 3x3 convolution (ResNeXt, arXiv:1611.05431).
@@ -252,7 +262,7 @@ def bottleneck_block(
     Raises:
         UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
-    _check_unit(filters, stride, version, shortcut, preactivation)
+    _check_unit(filters, stride, version, shortcut, identity_padding, preactivation)
     check_choice("stride_on", stride_on, STRIDES_ON)
     inner = inner_filters or filters
     if groups < 1 or inner % groups:
@@ -269,6 +279,7 @@ def bottleneck_block(
         stride=stride,
         version=version,
         shortcut=shortcut,
+        identity_padding=identity_padding,
         preactivation=preactivation,
         zero_init=zero_init,
         norm_layer=norm_layer,

@@ -44,6 +44,7 @@ def cifar_resnet(
     version: int = 2,
     block: str = "basic",
     shortcut: str | None = None,
+    identity_padding: str | None = None,
     classes: int = 10,
     input_shape: Sequence[int | None] = (32, 32, 3),
     width: int = 1,
@@ -65,6 +66,8 @@ def cifar_resnet(
         shortcut: "identity" (option A), "projection" (B), "projection_all" (C), "none" (plain network);
             None takes that of the weights, or else the papers' choice: identity for basic,
             projection for bottleneck networks.
+        identity_padding: where option A puts its zero channels: "center" (half before, half after) or "end" (all
+            after, as fb.resnet.torch); None takes that of the weights, or else "center".
         classes: outputs of the classifier.
         input_shape: (height, width, channels), sides of at least 8 or None.
         width: multiplies the channels of all stages but the stem (wide ResNets, arXiv:1605.07146).
@@ -91,6 +94,7 @@ def cifar_resnet(
     opened = None if weights is None else open_weights(weights, None)
     if opened is not None:
         shortcut = shortcut or opened.shortcut
+        identity_padding = identity_padding or opened.identity_padding
         if mean is None and std is None:
             mean, std = opened.mean, opened.std
     if shortcut is None:
@@ -112,6 +116,7 @@ def cifar_resnet(
                     stride=2 if stage > 1 and index == 1 else 1,
                     version=version,
                     shortcut=shortcut,
+                    identity_padding=identity_padding or "center",
                     preactivation="both" if (stage, index) == (1, 1) else "branch",
                     use_bias=use_bias,
                     name=f"stage{stage}_block{index}",

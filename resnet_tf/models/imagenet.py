@@ -1,4 +1,4 @@
-"""The ImageNet networks of He et al. 2015 (table 1), their pre-activation form, ResNeXt and wide ResNets."""
+"""The ImageNet networks of He et al. 2015 (table 1), their pre-activation form, ResNeXt, wide, and for 32x32 images."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
 STEM_FILTERS = 64
+STEMS = ("7x7", "3x3")
 STAGE_FILTERS = (64, 128, 256, 512)
 BASIC, BOTTLENECK = "basic", "bottleneck"
 
@@ -43,6 +44,9 @@ def imagenet_resnet(
     depth: int,
     *,
     version: int = 1,
+    stem: str = "7x7",
+    shortcut: str | None = None,
+    identity_padding: str | None = None,
     classes: int = 1000,
     input_shape: Sequence[int | None] = (224, 224, 3),
     include_top: bool = True,
@@ -64,8 +68,12 @@ def imagenet_resnet(
     Args:
         depth: 18 and 34 (basic blocks), 50, 101 and 152 (bottlenecks); 200 in version 2.
         version: 1 for the original, 2 for the pre-activation network as in fb.resnet.torch.
+        stem: "7x7" (convolution and pooling, which make the image four times smaller), or "3x3" for small images
+            (one convolution of stride 1, no pooling), as kuangliu/pytorch-cifar's ResNets have it.
+        shortcut: as in `residual_block`; None is projection.
+        identity_padding: as in `residual_block`; None takes that of the weights, or else "center".
         classes: outputs of the classifier.
-        input_shape: (height, width, channels), sides of at least 32 or None.
+        input_shape: (height, width, channels), sides of at least 32 (stem "3x3": 8) or None.
         include_top: end with global average pooling and the classifier.
         weights: None; a PyTorch checkpoint of torchvision's or timm's naming (.pth, .pt, .safetensors);
             a .keras or .weights.h5 file; or "imagenet" for torchvision's published file.
@@ -93,6 +101,7 @@ def imagenet_resnet(
     check_choice("depth", depth, tuple(d for d in DEPTHS if version == 2 or d not in V2_ONLY))
     check_choice("pooling", pooling, POOLINGS)
     check_choice("stride_on", stride_on, STRIDES_ON)
+    check_choice("stem", stem, STEMS)
     block, units = DEPTHS[depth]
     _check_widths(block, groups, width_per_group, classes)
     if len(replace_stride_with_dilation) != 3:
@@ -104,15 +113,24 @@ def imagenet_resnet(
     unit: Any = functools.partial(_bottleneck, groups=groups, width_per_group=width_per_group, stride_on=stride_on)
     if block == BASIC:
         unit = residual_block
-    unit = functools.partial(unit, version=version, zero_init=zero_init_residual, norm_layer=norm)
     opened = None
     if weights is not None:
-        opened = open_weights(weights, _torchvision_name(depth, version, groups, width_per_group, stride_on))
+        published = _torchvision_name(depth, version, groups, width_per_group, stride_on) if stem == "7x7" else None
+        opened = open_weights(weights, published)
+        identity_padding = identity_padding or opened.identity_padding
     if opened is not None and mean is None and std is None:
         mean, std = opened.mean, opened.std
+    unit = functools.partial(
+        unit,
+        version=version,
+        shortcut=shortcut or "projection",
+        identity_padding=identity_padding or "center",
+        zero_init=zero_init_residual,
+        norm_layer=norm,
+    )
     with recursion_limit(depth):
-        inputs, x = model_input(input_shape, 32, mean, std)
-        x = _stem(x, norm)
+        inputs, x = model_input(input_shape, 32 if stem == "7x7" else 8, mean, std)
+        x = _stem(x, stem, norm)
         x = _stages(x, units, replace_stride_with_dilation, unit)
         if version == 2:
             x = relu(norm("head_bn", "ones")(x), "head_relu")
@@ -141,10 +159,13 @@ def _torchvision_name(depth: int, version: int, groups: int, width_per_group: in
     return f"resnet{depth}" if width_per_group == 64 else f"wide_resnet{depth}_{width_per_group / 64:g}"
 
 
-def _stem(x: Any, norm: NormLayer) -> Any:
-    """7x7 convolution and 3x3 pooling, each halving the picture (conv1 of table 1)."""
-    x = conv(x, STEM_FILTERS, 7, stride=2, name="stem_conv")
+def _stem(x: Any, stem: str, norm: NormLayer) -> Any:
+    """7x7 convolution and 3x3 pooling, each halving the picture (conv1 of table 1), or one 3x3 convolution."""
+    size, stride = (7, 2) if stem == "7x7" else (3, 1)
+    x = conv(x, STEM_FILTERS, size, stride=stride, name="stem_conv")
     x = relu(norm("stem_bn", "ones")(x), "stem_relu")
+    if stem == "3x3":
+        return x
     # A max-pool pads with minus infinity. Nothing after a ReLU is below zero, so that zeros are the same to it.
     x = layers.ZeroPadding2D(1, data_format="channels_last", name="stem_pool_pad")(x)
     return layers.MaxPooling2D(3, strides=2, data_format="channels_last", name="stem_pool")(x)

@@ -19,7 +19,9 @@ class ModelOptions(TypedDict, total=False):
     depth: int
     version: Literal[1, 2]
     block: Literal["basic", "bottleneck"]
+    stem: Literal["7x7", "3x3"]
     shortcut: Literal["identity", "projection", "projection_all", "none"] | None
+    identity_padding: Literal["center", "end"] | None
     classes: int
     input_shape: Sequence[int | None]
     width: int
@@ -44,17 +46,20 @@ def _resnets(suffix: str, version: int, depths: Sequence[int], **options: Any) -
 
 _BASIC_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
 _BOTTLENECK_DEPTHS = (164, 1001)
+_IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 CIFAR_NETWORKS: Networks = {
     **_resnets("_v1", 1, _BASIC_DEPTHS),
     **_resnets("_v1", 1, _BOTTLENECK_DEPTHS, block="bottleneck"),
     **_resnets("_v2", 2, _BASIC_DEPTHS),
     **_resnets("_v2", 2, _BOTTLENECK_DEPTHS, block="bottleneck"),
     **{f"plain{depth}": {"depth": depth, "version": 1, "shortcut": "none"} for depth in (20, 32, 44, 56, 110)},
+    # Those of ImageNet behind a 3x3 convolution: kuangliu/pytorch-cifar.
+    **_resnets("_cifar", 1, _IMAGENET_DEPTHS, stem="3x3", classes=10, input_shape=(32, 32, 3)),
 }
 # ResNeXt: 1611.05431 table 3; wide ResNets: 1605.07146 section 3.4.
 IMAGENET_NETWORKS: Networks = {
-    **_resnets("", 1, (18, 34, 50, 101, 152)),
-    **_resnets("_v2", 2, (18, 34, 50, 101, 152, 200)),
+    **_resnets("", 1, _IMAGENET_DEPTHS),
+    **_resnets("_v2", 2, (*_IMAGENET_DEPTHS, 200)),
     "resnext50_32x4d": {"depth": 50, "version": 1, "groups": 32, "width_per_group": 4},
     "resnext101_32x8d": {"depth": 101, "version": 1, "groups": 32, "width_per_group": 8},
     "resnext101_64x4d": {"depth": 101, "version": 1, "groups": 64, "width_per_group": 4},
@@ -79,7 +84,7 @@ def model_options(name: str) -> dict[str, Any]:
 def own_shortcut(name: str) -> str:
     """The shortcut that a network has where none is asked for."""
     options = model_options(name)
-    if name in CIFAR_NETWORKS and "block" not in options:
+    if name in CIFAR_NETWORKS and not options.keys() & {"block", "stem"}:
         return str(options.get("shortcut", "identity"))
     return "projection"
 
@@ -105,7 +110,7 @@ def build_model(name: str, **options: Unpack[ModelOptions]) -> "keras.Model":
         given = checked_options(find_entry(name, given["weights"]), model_options(name), given)
     arguments = {"name": name, **model_options(name), **given}
     builder: Any
-    if name in CIFAR_NETWORKS:
+    if name in CIFAR_NETWORKS and "stem" not in arguments:
         from resnet_tf.models.cifar import cifar_resnet as builder
     else:
         from resnet_tf.models.imagenet import imagenet_resnet as builder

@@ -23,6 +23,7 @@ class Weights:
     mean: Channels = None
     std: Channels = None
     shortcut: str | None = None
+    identity_padding: str | None = None
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         """Assign all of a model's variables, or all but the head's; UserError, and no change, if they do not fit."""
@@ -75,12 +76,15 @@ class KerasModelWeights(Weights):
             if isinstance(layer, keras.layers.Rescaling) and layer.name == "normalization":
                 scale, offset = np.ravel(layer.scale), np.ravel(layer.offset)
                 self.mean, self.std = tuple((-offset / scale).tolist()), tuple((1 / scale).tolist())
+        self.identity_padding = _identity_padding(self.model)
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         theirs = {_path_of(variable): variable for variable in self.model.variables}
         ours = {_path_of(v): v for v in model.variables if not (new_head and _in_head(v))}
         unlike = [path for path in ours if path not in theirs or theirs[path].shape != ours[path].shape]
         unlike += [path for path in theirs if path not in ours and not path.startswith("head_")]
+        if self.identity_padding and _identity_padding(model) not in (None, self.identity_padding):
+            unlike.append(f"its identity_padding is {self.identity_padding!r}")
         if unlike:
             raise UserError(
                 f"{self.path} does not fit {model.name}: {len(unlike)} variables differ ({some(unlike)}); "
@@ -88,6 +92,12 @@ class KerasModelWeights(Weights):
             )
         for path, variable in ours.items():
             variable.assign(theirs[path])
+
+
+def _identity_padding(model: keras.Model) -> str | None:
+    """Where the shortcuts of option A have their zero channels; None where there is no such shortcut."""
+    pads = [layer.padding[1][0] for layer in model.layers if layer.name.endswith("_shortcut_pad")]
+    return None if not pads else "center" if any(pads) else "end"
 
 
 def _path_of(variable: keras.Variable) -> str:

@@ -46,6 +46,7 @@ _DEFAULTS: Settings = {
     "on_bad_image": "stop",
     "freeze": "none",
     "builder.width": 1,
+    "builder.identity_padding": None,
     **_recipe_settings(Recipe("", "")),
 }
 # Fields that have a column of their own in the tables, or none.
@@ -206,7 +207,7 @@ def _read_result(folder: Path, page: Path) -> RunResult | None:
         decisive["replicas"], changed = report["replicas"], (*changed, report["replicas"])
     best, images = (report.get("best") or {}).get("test"), report["train_images"]
     dataset, shortcut = settings["dataset"], decisive["builder.shortcut"]
-    rebuilt = any(change.startswith(("width", "use_bias")) for change in changed)
+    rebuilt = any(change.startswith(("width", "use_bias", "identity_padding")) for change in changed)
     return RunResult(
         place=(folder.relative_to(page) if folder.is_relative_to(page) else folder).as_posix(),
         settings=decisive,

@@ -64,10 +64,12 @@ class InitialWeights:
         return None if mean is None or std is None else (mean, std)
 
     def builder(self, config: TrainConfig) -> dict[str, Any]:
-        """The builder's options, with the weights' shortcut where nobody asked for one."""
-        if config.model not in CIFAR_NETWORKS or config.shortcut is not None:
-            return config.builder
-        return config.builder | {"shortcut": self._weights.shortcut}
+        """The builder's options, with the weights' shortcut and its padding where nobody asked for one."""
+        builder, weights = config.builder, self._weights
+        if config.model in CIFAR_NETWORKS and config.shortcut is None:
+            builder["shortcut"] = weights.shortcut
+        padding = config.identity_padding or weights.identity_padding
+        return builder | ({"identity_padding": padding} if padding else {})
 
     def load_into(self, model: keras.Model) -> None:
         """Give all layers but the classifier their weights; UserError where they are another network's."""
