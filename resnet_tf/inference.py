@@ -41,6 +41,7 @@ class EvalMetrics:
         name: the model and the data in words.
         data_source: in words, which variant of the data it is.
         class_names: names of the classes.
+        about: what is known of the model, in words (network, recipe, command), for the head of the report.
     """
 
     loss: float
@@ -53,6 +54,7 @@ class EvalMetrics:
     name: str = ""
     data_source: str | None = None
     class_names: tuple[str, ...] = ()
+    about: dict[str, str] = field(default_factory=dict, compare=False)
     predictions: metrics.Predictions | None = field(default=None, compare=False)
     pictures: Any = field(default=None, compare=False)
     curves: Path | None = field(default=None, compare=False)
@@ -108,6 +110,7 @@ class EvalMetrics:
                 self.pictures,
                 numbers,
                 title=self.name,
+                about=self.about,
                 examples=examples,
                 more_pictures=more,
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from resnet_tf.errors import UserError, some
 from resnet_tf.inference import EvalMetrics, compiled_inference, evaluate_batches, output_type
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
+from resnet_tf.reports.runs import COMMAND
 from resnet_tf.saving import NO_DATASET, model_path, open_model
 
 
@@ -79,8 +81,20 @@ def evaluate(
     network, sidecar, name = open_model(model, best=best)
     tests = _find_tests(network, sidecar, name, data, data_dir, on_bad_image, class_names)
     metrics = score_subset(network, name, tests, batch_size, log, precision, fold_bn, keep=True)
-    curves = model_path(model, best).parent / "curves.png" if isinstance(model, str | os.PathLike) else None
-    return dataclasses.replace(metrics, name=f"{name} on the test set of {tests.name}", curves=curves)
+    run = model_path(model, best).parent if isinstance(model, str | os.PathLike) else getattr(model, "run_dir", None)
+    curves = None if run is None else run / "curves.png"
+    about = _about(network, sidecar, run)
+    return dataclasses.replace(metrics, name=f"{name} on the test set of {tests.name}", curves=curves, about=about)
+
+
+def _about(model: keras.Model, sidecar: dict[str, Any], run: Path | None) -> dict[str, str]:
+    """What a model is and where it comes from, in words, as far as its sidecar and its run directory say."""
+    about, recipe = {"network": str(sidecar.get("model", model.name))}, sidecar.get("recipe")
+    if recipe:
+        about["recipe"] = ": ".join(filter(None, (recipe["name"], recipe.get("about"))))
+    if run is not None and (run / COMMAND).is_file():
+        about["command"] = (run / COMMAND).read_text(encoding="utf-8").strip()
+    return about
 
 
 def _find_tests(

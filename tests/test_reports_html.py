@@ -1,7 +1,10 @@
+import base64
 import csv
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 import sys
 from itertools import pairwise
 
@@ -46,7 +49,7 @@ def test_the_page_stands_alone(tmp_path, said):
     assert "bee &amp; &lt;co&gt;" in page
     assert not re.search(r"https?:|<script|<link|@import", page)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)', page))
-    assert "64.29 %" in page
+    assert "64.29\N{NO-BREAK SPACE}%" in page
     assert "<td>ant</td><td>cat</td><td>2</td>" in page
 
 
@@ -55,7 +58,73 @@ def test_pictures_are_in_the_page(tmp_path, said):
     write_report(tmp_path, said, images(14), NUMBERS, title="t", more_pictures=[("More", tmp_path / "confusion.png")])
     for name in ("confusion", "examples", "calibration"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "report.html").read_text().count("<img ") == 4
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<div class="charts"><img ') == 3
+    assert page.count("<img ") == 2 + 1 + 1 + 5  # two matrices, calibration, More, and the five mistakes
+
+
+def test_examples_are_in_the_page_in_their_colors(tmp_path, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # these need none
+    orange = np.full((14, 8, 8, 3), (255, 128, 0), np.uint8)
+    write_report(tmp_path, said, orange, NUMBERS, title="t")
+    figures = re.findall(r'base64,([^"]*)"><figcaption>([^<]*)<', (tmp_path / "report.html").read_text())
+    assert len(figures) == 5
+    assert ("cat 75 %\nis ant") in [caption for _, caption in figures]
+    keras = pytest.importorskip("keras")
+    (tmp_path / "one.png").write_bytes(base64.b64decode(figures[0][0]))
+    assert np.array_equal(keras.utils.img_to_array(keras.utils.load_img(tmp_path / "one.png")), orange[0])
+
+
+def test_the_head_of_the_page(tmp_path, said):
+    about = {"network": "resnet8_v2", "command": "resnet-tf train --dataset folder:<pets>"}
+    write_report(tmp_path, said, images(14), NUMBERS, title="runs/first", about=about)
+    page = (tmp_path / "report.html").read_text()
+    assert "<title>runs/first</title>" in page
+    assert "<h1>runs/first</h1>" in page
+    assert "<dt>command</dt><dd>resnet-tf train --dataset folder:&lt;pets&gt;</dd>" in page
+    assert re.search(r"<dt>date</dt><dd>20\d\d-\d\d-\d\d", page)
+    assert "top-5" not in page  # of three classes, it says nothing
+    six = dataclasses.replace(said, class_names=tuple("abcdef"))
+    write_report(tmp_path, six, images(14), NUMBERS, title="six")
+    assert "top-5" in (tmp_path / "report.html").read_text()
+
+
+MEASURE = """<body><iframe src="report.html" width="390"></iframe><iframe src="report.html" width="1280"></iframe>
+<script>
+onload = () => { document.body.innerHTML = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+  const page = frame.contentDocument, [first, second] = page.querySelectorAll(".charts img");
+  const lines = cell => { const all = page.createRange();
+    all.selectNodeContents(cell); return all.getClientRects().length };
+  const percents = [...page.querySelectorAll("td, b")].filter(cell => cell.textContent.includes("%"));
+  return { overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    below: second.offsetTop >= first.offsetTop + first.height, size: first.width,
+    wrapped: percents.filter(cell => lines(cell) > 1).length, percents: percents.length,
+    background: frame.contentWindow.getComputedStyle(page.body).backgroundColor } })) }
+</script>"""
+
+
+@pytest.mark.parametrize(("scheme", "background"), [(0, "rgb(24, 24, 24)"), (1, "rgb(255, 255, 255)")])
+def test_the_page_in_a_browser(scheme, background, tmp_path, said):
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    names = ("ant", "a class with an extraordinarilylongnamewithoutabreak" * 2, "cat")
+    about = {"command": "resnet-tf train --dataset folder:" + "/home/somebody" * 20}
+    title = "runs/" + "a-very-long-name-of-a-run" * 8
+    write_report(tmp_path, dataclasses.replace(said, class_names=names), images(14), NUMBERS, title=title, about=about)
+    (tmp_path / "measure.html").write_text(MEASURE)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    flags += [f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run([browser, *flags, (tmp_path / "measure.html").as_uri()], capture_output=True, text=True)
+    narrow, wide = json.loads(re.search(r"\[\{.*\}\]", dom.stdout)[0])
+    for page in (narrow, wide):
+        assert page["overflow"] == 0
+        assert page["wrapped"] == 0 < page["percents"]
+        assert page["background"] == background
+    assert narrow["below"]
+    assert not wide["below"]
+    assert narrow["size"] > 300
 
 
 def test_names_that_matplotlib_would_read_as_formulas(tmp_path, said):

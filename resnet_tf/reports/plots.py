@@ -1,5 +1,6 @@
 """Confusion matrix, calibration, example images and the plan of a network as matplotlib figures."""
 
+import io
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ INK, SECOND, THIRD, PALE = "#10243e", "#c2410c", "#3b82b6", "#a8b3c2"
 
 # Without dates and versions in it, an unchanged picture is an unchanged file.
 _UNDATED = {".pdf": {"CreationDate": None}, ".png": {"Software": None}, ".svg": {"Date": None}}
-_TITLES = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
+EXAMPLE_TITLES = {"wrong": "the surest mistakes", "right": "right predictions", "random": "random images"}
 
 
 def can_draw() -> bool:
@@ -46,10 +47,21 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:19]}…"
+
+
 def save(made: Any, path: Path, dpi: int = 110) -> None:
     """Replace a picture as a whole; the suffix gives the format."""
     with replacing(path) as temporary:
         made.savefig(temporary, dpi=dpi, metadata=_UNDATED.get(path.suffix))
+
+
+def png(made: Any, dpi: int = 110) -> bytes:
+    """The figure as a PNG file."""
+    file = io.BytesIO()
+    made.savefig(file, format="png", dpi=dpi, metadata=_UNDATED[".png"])
+    return file.getvalue()
 
 
 def pixels(made: Any, dpi: int = 80) -> NDArray[np.uint8]:
@@ -59,12 +71,15 @@ def pixels(made: Any, dpi: int = 80) -> NDArray[np.uint8]:
     return np.asarray(made.canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Any:
-    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class."""
-    few = len(class_names) <= 25
+MATRICES = ("images", "per cent of the true class")
+
+
+def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], matrices: Sequence[str] = MATRICES) -> Any:
+    """Draw counts (C, C) with true classes as rows, and the same in per cent of each true class, or one of the two."""
+    few, count = len(class_names) <= 25, len(matrices)
     side = max(3.5, len(class_names) * (0.52 if few else 0.15)) + 1.2
-    made = figure(2 * side, side + 0.2) if few else figure(side, 2 * side)
-    first, second = made.subplots(*((1, 2) if few else (2, 1)))
+    made = figure(count * side, side + 0.2) if few else figure(side, count * side)
+    grid = made.subplots(*((1, count) if few else (count, 1)), squeeze=False)
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if few:
@@ -73,9 +88,9 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str]) -> 
     else:
         numbers = [str(n) if n else "" for n in counts.flat]
         percents = [f"{p:.0f}" if p >= 0.5 else "" for p in percent.flat]
-    _draw_matrix(first, counts, numbers, class_names, few)
-    _draw_matrix(second, percent, percents, class_names, few)
-    for axes, title in ((first, "images"), (second, "per cent of the true class")):
+    contents = dict(zip(MATRICES, ((counts, numbers), (percent, percents)), strict=True))
+    for axes, title in zip(grid.flat, matrices, strict=True):
+        _draw_matrix(axes, *contents[title], class_names, few)
         axes.set_title(title, fontsize=12 if few else 18)
         axes.set_xlabel("predicted class", fontsize=10 if few else 15)
         axes.set_ylabel("true class", fontsize=10 if few else 15)
@@ -90,7 +105,7 @@ def _draw_matrix(axes: Any, values: NDArray[Any], texts: list[str], class_names:
         if text:
             color = "white" if shade > 0.6 * top else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=8.5 if few else 4.5, color=color)
-    names, ticks = [literal(name) for name in class_names], np.arange(len(class_names))
+    names, ticks = [literal(_shortened(name)) for name in class_names], np.arange(len(class_names))
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
     axes.set_xticks(ticks, names, fontsize=9 if few else 6, **slanted)
     axes.set_yticks(ticks, names, fontsize=9 if few else 6)
@@ -128,19 +143,29 @@ def draw_examples(images: Any, predictions: Predictions, choice: str, rows: int 
     chosen = choose_examples(predictions, choice, 6 * rows)
     rows = max(1, -(-len(chosen) // 6))
     made = figure(9.6, 2.1 * rows + 0.4)
-    made.suptitle(f"{_TITLES[choice]} ({len(chosen)})" if len(chosen) else f"{_TITLES[choice]}: there are none")
+    made.suptitle(
+        f"{EXAMPLE_TITLES[choice]} ({len(chosen)})" if len(chosen) else f"{EXAMPLE_TITLES[choice]}: there are none"
+    )
     grid = list(made.subplots(rows, 6, squeeze=False).flat)
     for axes in grid:
         axes.set_axis_off()
-    names = predictions.class_names
     for axes, index in zip(grid, chosen, strict=False):
-        picture = images[index]
-        axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", interpolation="nearest")
-        predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
-        verdict = "right" if predicted == true else f"is {true}"  # words, so that no color has to say it
-        caption = f"{predicted} {100 * predictions.confidences[index]:.0f} %\n{verdict}"
-        axes.set_title(literal(caption), fontsize=8, pad=3)
+        draw_image(axes, images[index], caption(predictions, index))
     return made
+
+
+def draw_image(axes: Any, image: NDArray[Any], title: str) -> None:
+    """Draw an image (H, W, 3 or 1) pixel by pixel, with a title above."""
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
+    axes.set_title(literal(title), fontsize=8, pad=3)
+
+
+def caption(predictions: Predictions, index: int) -> str:
+    """What an image was taken for, how surely, and, in a second line, whether that is right."""
+    names = predictions.class_names
+    predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
+    verdict = "right" if predicted == true else f"is {true}"  # words, so that no color has to say it
+    return f"{predicted} {100 * predictions.confidences[index]:.0f} %\n{verdict}"
 
 
 _WIDTH, _COLUMN, _LINE, _GAP = 1.9, 3.4, 0.2, 0.42  # of the boxes of a network, in inches
