@@ -12,8 +12,9 @@ from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.reports import tables
-from resnet_tf.reports.runs import archive_run, read_results
-from resnet_tf.reports.tables import ablations_table, noise_threshold, results_page, results_table, seed_deviation
+from resnet_tf.reports.tables import read_results, results_table
+from tools import results as tool
+from tools.results import ablations_table, archive_run, noise_threshold, results_page, seed_deviation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -50,7 +51,7 @@ def rows_of(table):
 
 def test_the_papers_figures():
     # arXiv:1512.03385, table 6; arXiv:1603.05027, tables 3 and 4.
-    assert {name: published.error for name, published in tables.PUBLISHED.items()} == {
+    assert {name: error for name, (error, _) in tables.PUBLISHED.items()} == {
         "resnet20_v1": 8.75,
         "resnet32_v1": 7.51,
         "resnet44_v1": 7.17,
@@ -63,7 +64,7 @@ def test_the_papers_figures():
         "resnet164_v2": 5.46,
         "resnet1001_v2": 4.92,
     }
-    assert tables.SEED_DEVIATION == 0.16
+    assert tool.SEED_DEVIATION == 0.16
     assert set(tables.PUBLISHED) <= set(list_models())
 
 
@@ -227,29 +228,20 @@ def test_a_difference_that_chance_does_not_explain(tmp_path):
 def test_runs_that_differ_in_more_are_not_compared(tmp_path, others):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", *others)
-    assert tables.find_ablations(read_results(tmp_path)) == []
+    assert tool.find_ablations(read_results(tmp_path)) == []
 
 
 def test_other_data_is_not_compared(tmp_path):
     fake_run(tmp_path / "one", 0.87)
     fake_run(tmp_path / "two", 0.865, "--shortcut", "projection", source="JPEG copy")
-    assert tables.find_ablations(read_results(tmp_path)) == []
+    assert tool.find_ablations(read_results(tmp_path)) == []
 
 
-def test_the_committed_page_comes_from_the_committed_runs(tmp_path):
-    shutil.copytree(RESULTS, tmp_path / "results")
-    (tmp_path / "results" / "README.md").unlink()
-    assert reproduce.main(["--markdown", "--results", str(tmp_path / "results")])
-    assert (tmp_path / "results" / "README.md").read_bytes() == (RESULTS / "README.md").read_bytes()
-
-
-def test_the_page_needs_no_framework(command, python, tmp_path):
-    shutil.copytree(RESULTS, tmp_path / "results")
+def test_the_tables_need_no_framework(python):
     result = python(
-        "import sys; from resnet_tf.cli.reproduce import main\n"
-        "main(['--markdown', '--results', sys.argv[1]])\n"
-        "assert not {'tensorflow', 'keras', 'cv2'} & sys.modules.keys()",
-        tmp_path / "results",
+        "import sys; from tools.results import Path, results_page\n"
+        "assert '| resnet20_v1 |' in results_page(Path('results'))\n"
+        "assert not {'tensorflow', 'keras', 'cv2'} & sys.modules.keys()"
     )
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -293,7 +285,7 @@ def test_what_is_missing_is_trained_and_what_is_there_is_not(tiny, tmp_path):
     assert row["recipe"] == "`quick`, batch_size=16, iterations=12, float32"
 
     (run / "command.txt").write_text("resnet-tf train\n")
-    kept = archive_run(run, tmp_path / "results")
+    kept = Path(tool.main([str(run), "--results", str(tmp_path / "results")])["folders"][0])
     files = {"settings.json", "metrics.csv", "report.json", "command.txt"}
     assert {path.name for path in kept.iterdir()} - {"curves.png"} == files
     assert kept.name == "resnet8_v2-shapes-quick-batch-size-16-iterations-12-float32-seed0"
@@ -325,9 +317,6 @@ def test_what_is_unfinished_is_resumed(tiny, tmp_path):
         (("--seeds", "1,0,1"), "--seeds 1,0,1 is empty or repeats a value"),
         (("--recipe", "paper"), "recipe 'paper' is not known"),
         (("--", "--seed", "1"), "--seed does not go behind --"),
-        (("--markdown", "--results", "nowhere"), "nowhere/README.md cannot be written"),
-        (("--collect", "nowhere"), "nowhere holds no run"),
-        (("--name", "x"), "--name names the folder that --collect makes"),
     ],
 )
 def test_what_cannot_be_is_said(argv, message, tmp_path, monkeypatch):
@@ -347,9 +336,10 @@ def test_what_cannot_be_is_said(argv, message, tmp_path, monkeypatch):
 def test_a_folder_that_train_has_not_written_is_named(tmp_path, name, text, message):
     run = fake_run(tmp_path / "results" / "run", 0.9)
     (run / name).write_text(text)
-    for argv in (["--markdown", "--results", str(run.parent)], ["--collect", str(run), "--results", str(tmp_path)]):
-        with pytest.raises(UserError, match=message):
-            reproduce.main(argv)
+    with pytest.raises(UserError, match=message):
+        read_results(run.parent)
+    with pytest.raises(UserError, match=message):
+        tool.main([str(run), "--results", str(tmp_path)])
     assert not list(tmp_path.glob("resnet*"))
 
 

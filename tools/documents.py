@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_tf.cli.main import COMMANDS
 from resnet_tf.pretrained import zoo
-from resnet_tf.reports.tables import results_page, short_table
+from tools.results import results_page, short_table
 from tools.weights import card, shipped_table
 
 ROOT = Path(__file__).resolve().parents[1]

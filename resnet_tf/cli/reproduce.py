@@ -13,9 +13,8 @@ from resnet_tf.config import TrainConfig, make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import check_name, fingerprint
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_text
-from resnet_tf.reports.runs import SETTINGS, RunResult, archive_run, matches, read_results, run_folders
-from resnet_tf.reports.tables import PAGE, ablations_table, results_page, results_table
+from resnet_tf.reports.runs import SETTINGS, canonical_settings, read_run, run_folders
+from resnet_tf.reports.tables import read_results, results_table
 
 # Given by the flags of this command, or by the folder that it chooses.
 _OWN_FLAGS = ("--model", "--seed", "--seeds", "--recipe", "--data-dir", "--dataset", "--run-dir", "--overwrite")
@@ -42,14 +41,7 @@ def make_parser() -> Parser:
     parser.add_argument("--results", default="results", metavar="DIR", help="archived runs (default: %(default)s)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where it trains (default: %(default)s)")
     parser.add_argument("train_flags", nargs="*", metavar="-- FLAGS", help="of train, for all runs")
-    group = parser.add_argument_group("instead of training")
-    others = group.add_mutually_exclusive_group()
-    others.add_argument("--plan", action="store_true", help="print what is there and what would be trained, and exit")
-    others.add_argument(
-        "--markdown", action="store_true", help=f"write {PAGE} into the --results folder, from the runs in it alone"
-    )
-    others.add_argument("--collect", metavar="RUN", help="archive a finished run in the --results folder")
-    group.add_argument("--name", help="of the folder that --collect makes (default: by its settings)")
+    parser.add_argument("--plan", action="store_true", help="print what is there and what would be trained, and exit")
     return parser
 
 
@@ -64,45 +56,31 @@ class PlannedRun:
     def describe(self) -> str:
         """What the run is and what will be done."""
         run = Path(str(self.config.run_dir))
-        state = f"to be resumed in {run}" if (run / SETTINGS).exists() else f"to be trained in {run}"
+        state = f"to be {'resumed' if (run / SETTINGS).exists() else 'trained'} in {run}"
         state = f"finished, {self.finished}" if self.finished else state
         return f"{self.config.model}, recipe {self.config.recipe.name}, seed {self.config.seed}: {state}"
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
-    """Train what is missing and print the tables, or do one of the other things.
-
-    Returns what was printed or written, or the exit code 128 + signal when a signal stopped a training.
-    """
+    """Train what is missing and print the table; returns what was printed, or 128 + signal where one stopped it."""
     arguments = make_parser().parse_args(argv)
-    results = Path(arguments.results)
-    if arguments.name and not arguments.collect:
-        raise UserError("--name names the folder that --collect makes; add --collect RUN")
-    if arguments.collect:
-        folder = archive_run(Path(arguments.collect), results, arguments.name)
-        print(f"archived in {folder}")
-        return {"folder": str(folder)}
-    if arguments.markdown:
-        page = results / PAGE
-        try:
-            write_text(page, results_page(results))
-        except OSError as error:
-            raise UserError(f"{page} cannot be written ({error.strerror}); give another --results") from error
-        print(f"written to {page}")
-        return {"page": str(page)}
     planned = _plan(arguments)
     plan = [run.describe() for run in planned]
     print("\n".join(plan))
     if arguments.plan:
         return {"plan": plan}
     for run in planned:
-        code = 0 if run.finished else _train(run)
-        if code:
-            return code
-    found = _all_results(results, Path(arguments.runs))
-    table, differences = results_table(found), ablations_table(found)
-    print(f"{table}\n\n{differences}")
-    return {"plan": plan, "table": table, "differences": differences}
+        if run.finished is None:
+            print(f"resnet-tf train {shlex.join(run.argv)}")
+            outcome = train.main(run.argv)
+            if isinstance(outcome, int) and outcome:
+                return outcome
+    # A run that is in several places counts once, as it is in the last of them.
+    places = (Path(arguments.runs), Path(arguments.results))
+    results = [result for place in places for result in read_results(place, Path())]
+    table = results_table({f"{sorted(result.settings.items())} {result.seed}": result for result in results}.values())
+    print(table)
+    return {"plan": plan, "table": table}
 
 
 def _plan(arguments: Any) -> list[PlannedRun]:
@@ -118,11 +96,13 @@ def _plan(arguments: Any) -> list[PlannedRun]:
     print(f"reading {arguments.dataset} …")
     digest = fingerprint(load_dataset(arguments.dataset, arguments.data_dir).train)
     folders = [*run_folders(Path(arguments.results)), *run_folders(Path(arguments.runs))]
+    known = [(folder, canonical_settings(read_run(folder)[0]).items()) for folder in folders]
     planned = []
     for config, argv in configs:
-        wanted = config.settings() | {"data.fingerprint": digest}
-        wanted |= {} if config.precision == "auto" else {"precision": config.precision}
-        finished = next((folder for folder in folders if matches(folder, wanted)), None)
+        settings = config.settings() | {"data.fingerprint": digest}
+        settings |= {} if config.precision == "auto" else {"precision": config.precision}
+        wanted = canonical_settings(settings).items()
+        finished = next((folder for folder, items in known if all(item in items for item in wanted)), None)
         planned.append(PlannedRun(config, argv, finished))
     return planned
 
@@ -138,19 +118,3 @@ def _config(arguments: Any, net: str, seed: int) -> tuple[TrainConfig, list[str]
     name = "-".join(word for word in (stem, words, f"seed{seed}") if word)
     argv += ["--run-dir", str(Path(arguments.runs) / name)]
     return make_config(**train.parse_options(argv)), argv
-
-
-def _train(planned: PlannedRun) -> int:
-    """Train or resume a run; the exit code."""
-    print(f"resnet-tf train {shlex.join(planned.argv)}")
-    outcome = train.main(planned.argv)
-    return outcome if isinstance(outcome, int) else 0
-
-
-def _all_results(*places: Path) -> list[RunResult]:
-    """All finished runs; one that is in several places counts once, as it is in the first of them."""
-    found: dict[str, RunResult] = {}
-    for place in places:
-        for result in read_results(place, Path()):
-            found.setdefault(f"{sorted(result.settings.items())} {result.seed}", result)
-    return list(found.values())
