@@ -76,7 +76,7 @@ def test_damaged_rows(three, text):
 def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         compare.main([str(tmp_path / "none")])
-    with pytest.raises(UserError, match=r"\.png, \.pdf, \.svg"):
+    with pytest.raises(UserError, match=r"no known ending; allowed: \.png, \.pdf, \.svg"):
         compare.main([str(tmp_path), "--output", "a.txt"])
     (tmp_path / "settings.json").write_text('{"theme": "dark"}')  # of some other program
     with pytest.raises(UserError, match="holds no run"):

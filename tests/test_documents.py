@@ -197,7 +197,7 @@ def check(command, flags, run):
     behind = flags[flags.index("--") + 1 :] if "--" in flags else []
     if command == "launch":
         check(behind[0], behind[1:], run=False)
-    if command == "reproduce" and run and not (arguments.markdown or arguments.collect):
+    if command == "reproduce" and run:
         places = ["--plan", "--results", "nowhere", "--dataset", "shapes"]
         before = flags[: len(flags) - len(behind)]
         chosen = [flag for flag in before if flag not in ("--data-dir", "DIR", "--plan", "--")]

@@ -235,7 +235,7 @@ def test_a_disk_that_refuses_the_predictions(brightest_channel, tmp_path, monkey
     assert main(["predict", str(brightest_channel), str(tmp_path / "blue.png"), "--csv", csv_file]) == 2
     printed = capsys.readouterr()
     assert "blue 0.576" in printed.out
-    assert "the predictions cannot be written ([Errno 28] No space left on device)" in printed.err
+    assert "out.csv cannot be written (No space left on device)" in printed.err
 
 
 def test_unreadable_files_are_named_skipped_and_counted(brightest_channel, tmp_path, capsys):

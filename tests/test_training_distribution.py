@@ -1,10 +1,12 @@
 """Replicas, workers and what they agree on; what needs several devices runs in processes of its own."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -243,9 +245,11 @@ print("this is", index, flush=True)
 """
 
 
-def launched(program, workers=2, during=None):
+def launched(program, workers=2, during=None, grace=5.0):
     """Exit code of a group of workers that run a program text."""
-    with launch._outputs(workers) as outputs, launch.Group([sys.executable, "-c", WORKER + program], outputs) as group:
+    with contextlib.ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(workers - 1))]
+        group = stack.enter_context(launch.Group([sys.executable, "-c", WORKER + program], outputs, grace))
         if during is not None:
             during(group)
         return group.wait(), [process.returncode for process in group._workers]
@@ -270,9 +274,8 @@ def test_workers_on_one_machine_share_its_cores_and_no_flag_says_so(monkeypatch)
     assert launch._shared(["train", "--seed", "3"]) == ["train", "--seed", "3", "--strategy", "multiworker"]
 
 
-def test_a_dead_worker_takes_the_others_with_it(monkeypatch, capfd):
+def test_a_dead_worker_takes_the_others_with_it(capfd):
     """The chief ignores SIGTERM, as TensorFlow does in C++; it is there before the other one dies."""
-    monkeypatch.setattr(launch, "_GRACE", 0.5)
     path = f"/tmp/resnet-tf-test-{os.getpid()}"
     program = (
         f"path = {path!r}\n"
@@ -285,7 +288,7 @@ def test_a_dead_worker_takes_the_others_with_it(monkeypatch, capfd):
         "print('last words', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    code, codes = launched(program)
+    code, codes = launched(program, grace=0.5)
     assert (code, codes) == (137, [-signal.SIGKILL, -signal.SIGKILL])
     error = capfd.readouterr().err
     assert "worker 1 was killed by signal 9 and the others were ended; the same command goes on" in error
@@ -322,7 +325,7 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
                 assert process.poll() is None
         while "ready" not in capfd.readouterr().out:
             assert group._workers[0].poll() is None
-        group._forward(signal.SIGTERM, None)
+        group._forward(signal.SIGTERM)
 
     code, codes = launched(program, workers=2, during=terminate)
     assert (code, codes) == (143, [143, 143])

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.main import Parser
-from resnet_tf.errors import UserError
+from resnet_tf.cli.main import FIGURES, Parser, check_output_file, writing
 from resnet_tf.reports.curves import draw_comparison
 from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw, save
 from resnet_tf.reports.runs import compare_runs
@@ -26,9 +25,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Print the table, draw the figure, and return the table's text as "table"."""
     arguments = make_parser().parse_args(argv)
-    output = Path(arguments.output)
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"invalid --output {output}; expected a file name that ends in .png, .pdf, .svg")
+    check_output_file("output", arguments.output, FIGURES)
     folders = [Path(run) for run in arguments.runs]
     table = compare_table(folders)
     print(table)
@@ -36,10 +33,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if not can_draw():
         print(WITHOUT_PLOTS)
     elif histories:
-        try:
+        with writing("output", arguments.output) as output:
             save(draw_comparison(histories), output)
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be written ({error.strerror}); give another file") from error
         print(f"curves in {output}")
     return {"table": table}
 

@@ -1,20 +1,16 @@
 """`resnet-tf evaluate`: parse, evaluate, print."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file
-from resnet_tf.config import TrainConfig
+from resnet_tf.cli.main import Parser, add_inference_flags, add_train_flags, check_output_file, writing
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
 from resnet_tf.process import load_tensorflow
-from resnet_tf.recipes import attribute_texts
 from resnet_tf.saving import NO_DATASET, model_path, read_sidecar
 
 MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
-DATA_DIR_HELP = attribute_texts(TrainConfig)["data_dir"]
 
 
 def make_parser() -> Parser:
@@ -28,7 +24,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--dataset", help=f"{', '.join((*DATASETS, *IMAGE_FORMS))} (default: what the model was trained on)"
     )
-    parser.add_argument("--data-dir", help=DATA_DIR_HELP)
+    add_train_flags(parser, "data_dir")
     parser.add_argument("--on-bad-image", choices=("stop", "skip"), help="image files (default: as it was trained)")
     parser.add_argument("--batch-size", type=int, help="images at once (default: 500, fewer of large ones)")
     add_inference_flags(parser)
@@ -68,10 +64,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     print(f"{metrics.name} ({metrics.data_source})")
     print(metrics.describe())
     if arguments.json:
-        try:
-            write_json(Path(arguments.json), result)
-        except OSError as error:
-            raise UserError(f"json={arguments.json!r} cannot be written ({error}); give another file") from error
+        with writing("json", arguments.json) as file:
+            write_json(file, result)
     if arguments.report:
         page = metrics.report(arguments.report, arguments.examples)
         if not can_draw():

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.evaluate import DATA_DIR_HELP, MODEL_HELP
-from resnet_tf.cli.main import Parser
+from resnet_tf.cli.evaluate import MODEL_HELP
+from resnet_tf.cli.main import Parser, add_train_flags
 from resnet_tf.config import FORMATS
 from resnet_tf.data.dataset import DATASETS
 from resnet_tf.errors import UserError
@@ -35,7 +35,7 @@ def make_parser() -> Parser:
         dest="data",
         help=f"{', '.join(DATASETS)}: compare on its test images, and print both accuracies on 1000",
     )
-    parser.add_argument("--data-dir", help=DATA_DIR_HELP)
+    add_train_flags(parser, "data_dir")
     return parser
 
 

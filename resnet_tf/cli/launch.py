@@ -2,15 +2,13 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType
 from typing import IO, Any
 
@@ -18,36 +16,12 @@ from resnet_tf.cli import train
 from resnet_tf.cli.main import Parser
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
-from resnet_tf.training.cluster import LAUNCHED, WORKERS_HERE
+from resnet_tf.training.cluster import LAUNCHED, WORKERS_HERE, child_environment
 
-_GRACE = 5.0  # seconds that the others get to end by themselves when one has died
-_LOOK = 0.1  # seconds between two looks at them
+_LOOK = 0.1  # seconds between two looks at the workers
 _LAST_LINES = 5
 _REFUSED = 2  # exit code of an error of use
 _STOPPED = [128 + number for number in StopRequest.SIGNALS]  # exit codes of a run that was stopped and is saved
-
-
-def main(argv: Sequence[str]) -> int:
-    """Start the workers, wait for them, and end all of them when one dies.
-
-    Args:
-        argv: flags and, after "--", the command; see `--help`.
-
-    Returns:
-        0 when all workers did well, otherwise the exit code of the first that did not, 128 + its number for a signal.
-
-    Raises:
-        UserError: a flag is not as it must be.
-    """
-    arguments = make_parser().parse_args(argv)
-    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not 1 <= arguments.workers <= 1024:
-        raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
-    if command[:1] != ["train"]:
-        raise UserError("launch starts trainings: resnet-tf launch --workers N -- train …")
-    program = [sys.executable, "-m", "resnet_tf", *_shared(command)]
-    with _outputs(arguments.workers) as outputs, Group(program, outputs) as group:
-        return group.wait()
 
 
 def make_parser() -> Parser:
@@ -62,12 +36,26 @@ def make_parser() -> Parser:
     return parser
 
 
-def _shared(command: list[str]) -> list[str]:
-    """The command as each worker gets it.
+def main(argv: Sequence[str]) -> int:
+    """Start the workers, wait for them, and end all of them when one dies.
 
-    Raises:
-        UserError: it asks for a strategy under which they would not share the run, or `train` would refuse it.
+    Returns 0 when all did well, otherwise the exit code of the first that did not, 128 + its number for a signal.
     """
+    arguments = make_parser().parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not 1 <= arguments.workers <= 1024:
+        raise UserError(f"--workers {arguments.workers} is out of range; allowed: 1 to 1024")
+    if command[:1] != ["train"]:
+        raise UserError("launch starts trainings: resnet-tf launch --workers N -- train …")
+    program = [sys.executable, "-m", "resnet_tf", *_shared(command)]
+    with contextlib.ExitStack() as stack:
+        # The chief prints here, the others to files that vanish.
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(arguments.workers - 1)]
+        return stack.enter_context(Group(program, [None, *outputs])).wait()
+
+
+def _shared(command: list[str]) -> list[str]:
+    """The command as each worker gets it; UserError where they would not share the run, or `train` would refuse it."""
     parser = Parser(prog="resnet-tf launch", add_help=False)
     parser.add_argument("--strategy", default="multiworker")
     known, others = parser.parse_known_args(command)
@@ -81,9 +69,12 @@ def _shared(command: list[str]) -> list[str]:
 class Group:
     """The processes of a run; leaving the context ends what still runs."""
 
-    def __init__(self, program: Sequence[str], outputs: Sequence[IO[bytes] | None]) -> None:
-        """Take what each worker runs, and for each where it prints; None means this process's own output."""
-        self._program, self._outputs = program, outputs
+    def __init__(self, program: Sequence[str], outputs: Sequence[IO[bytes] | None], grace: float = 5.0) -> None:
+        """Take what each worker runs, and for each where it prints; None means this process's own output.
+
+        `grace` is how many seconds the others get to end by themselves when one has died.
+        """
+        self._program, self._outputs, self._grace = program, outputs, grace
         self._workers: list[subprocess.Popen[bytes]] = []
         self._before: dict[int, Any] = {}
 
@@ -91,12 +82,9 @@ class Group:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._forward)
         addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(self._outputs))]
-        package = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         for index, output in enumerate(self._outputs):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             environment = {
-                "PYTHONPATH": paths,
                 "TF_CONFIG": json.dumps(config),
                 WORKERS_HERE: str(len(self._outputs)),
                 LAUNCHED: f"resnet-tf launch --workers {len(self._outputs)} --",
@@ -105,7 +93,7 @@ class Group:
             # this process lives, so that it hears of any end of it.
             process = subprocess.Popen(
                 self._program,
-                env=os.environ | environment,
+                env=child_environment() | environment,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
@@ -122,17 +110,15 @@ class Group:
     def wait(self) -> int:
         """Wait until all have ended or one has failed; then end the others and say who it was.
 
-        Returns:
-            0, the exit code that a signal gave all of them, or that of the one that failed.
+        Returns 0, the exit code that a signal gave all of them, or that of the one that failed.
         """
         while True:
             codes = [process.poll() for process in self._workers]
-            failed = [index for index, code in enumerate(codes) if code not in (None, 0, *_STOPPED)]
+            failed = [(code > 0, index) for index, code in enumerate(codes) if code not in (None, 0, *_STOPPED)]
             if failed:
-                # One that was killed before those that missed it then, and the chief before others.
-                first = min(failed, key=lambda index: (self._workers[index].returncode > 0, index))
                 self._end()
-                return self._blame(first)
+                # One that was killed before those that missed it then, and the chief before others.
+                return self._blame(min(failed)[1])
             # A worker that has stopped has not failed: the chief may still be saving.
             if None not in codes:
                 return next((code for code in codes if code), 0)
@@ -141,53 +127,28 @@ class Group:
     def _blame(self, index: int) -> int:
         code, output = self._workers[index].returncode, self._outputs[index]
         what = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        # One that was killed has said nothing of it.
-        last = "" if output is None or code < 0 else _tail(output)
         # What train has refused, or asks for, it has said itself.
         then = "" if code == _REFUSED else "; the same command goes on from the last checkpoint"
-        print(
-            f"resnet-tf launch: worker {index} {what} and the others were ended{then}{last}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"resnet-tf launch: worker {index} {what} and the others were ended{then}", file=sys.stderr)
+        if output is not None and code > 0:  # one that was killed has said nothing of it
+            output.seek(0)
+            lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+            print(*(f"    {line}" for line in lines[-_LAST_LINES:]), sep="\n", file=sys.stderr)
         return 128 - code if code < 0 else code
 
     def _end(self) -> None:
         """End what still runs: by itself, by SIGTERM, by SIGKILL."""
-        for process in self._workers:
-            if process.poll() is None:
-                _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE
+        self._forward(signal.SIGTERM)
+        deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and any(process.poll() is None for process in self._workers):
             time.sleep(_LOOK)
+        self._forward(signal.SIGKILL)
         for process in self._workers:
-            if process.poll() is None:
-                _signal(process, signal.SIGKILL)
-                process.wait()
+            process.wait()
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None = None) -> None:
         for process in self._workers:
-            if process.poll() is None:
-                _signal(process, number)
-
-
-def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(number)
-
-
-@contextlib.contextmanager
-def _outputs(workers: int) -> Iterator[list[IO[bytes] | None]]:
-    """Where each worker prints: the chief here, the others to files that vanish."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(workers - 1)]
-        yield [None, *files]
-
-
-def _tail(output: IO[bytes]) -> str:
-    output.seek(0)
-    lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
-    return "".join(f"\n    {line}" for line in lines[-_LAST_LINES:])
+            process.send_signal(number)  # does nothing where it has ended
 
 
 def _free_ports(count: int) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 from resnet_tf import __version__
-from resnet_tf.config import PRECISIONS
+from resnet_tf.config import OPTIONS, PRECISIONS, TrainConfig
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import attribute_texts
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "summary": "parameters and multiply-adds of a network, by stage",
     "export": "write a model in another format and compare it",
 }
+FIGURES = (".png", ".pdf", ".svg")
 # What these make is in files, and takes long.
 LASTING = ("train", "reproduce", "tune")
 
@@ -80,6 +81,11 @@ def add_flags(group: Any, cls: type, fields: Iterable[dataclasses.Field], defaul
         group.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
+def add_train_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of `train` with these names of fields."""
+    add_flags(parser, TrainConfig, [field for field in OPTIONS if field.name in names])
+
+
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of how a model runs."""
     parser.add_argument(
@@ -96,12 +102,23 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def check_output_file(argument: str, file: str | None) -> None:
-    """Refuse an output whose folder does not exist, or that is a folder."""
+def check_output_file(argument: str, file: str | None, endings: tuple[str, ...] = ()) -> None:
+    """Refuse an output of another ending, whose folder does not exist, or that is a folder."""
+    if file and endings and not file.endswith(endings):
+        raise UserError(f"{argument}={file!r} has no known ending; allowed: {', '.join(endings)}")
     if file and not Path(file).absolute().parent.is_dir():
         raise UserError(f"{argument}={file!r}: the folder does not exist; make it or give another file")
     if file and Path(file).is_dir():
         raise UserError(f"{argument}={file!r} is a folder; give a file")
+
+
+@contextlib.contextmanager
+def writing(argument: str, file: str) -> Iterator[Path]:
+    """A context that writes a file, in which a disk that refuses is an error of use."""
+    try:
+        yield Path(file)
+    except OSError as error:
+        raise UserError(f"{argument}={file!r} cannot be written ({error.strerror}); give another file") from error
 
 
 def in_flags(message: str, flags: dict[str, str]) -> str:
@@ -125,7 +142,8 @@ def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], la
     Returns 0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
     reader of its output has gone (as with `| head`). One that is `lasting` goes on when nobody takes what it prints.
     """
-    with _lasting_output() if lasting else contextlib.nullcontext():
+    lasting_output = contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout)))
+    with lasting_output if lasting else contextlib.nullcontext():
         try:
             code = command(argv)
             _flush_output()
@@ -163,41 +181,31 @@ def _flush_output() -> None:
         raise UserError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere") from error
 
 
-@contextlib.contextmanager
-def _lasting_output() -> Iterator[None]:
-    """A context in which printing on stdout never fails, for work whose results are in files."""
-    with contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout))):
-        yield
-
-
 class _LastingStream:
-    """A stream that falls silent where it would fail."""
+    """A stream that falls silent where it would fail, for work whose results are in files."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._give_up(error)
-            return len(text)
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
+        self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _give_up(self, error: OSError) -> None:
-        _silence(self._stream)
-        if isinstance(error, BrokenPipeError):
-            return  # `| head` wants to hear nothing of it
-        with contextlib.suppress(OSError):
-            print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)
+    def _try(self, action: Callable[..., Any], *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except BrokenPipeError:
+            _silence(self._stream)  # `| head` wants to hear nothing of it
+        except OSError as error:
+            _silence(self._stream)
+            with contextlib.suppress(OSError):
+                print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

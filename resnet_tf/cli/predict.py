@@ -4,10 +4,9 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file
+from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file, writing
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
 from resnet_tf.process import load_tensorflow
@@ -70,13 +69,12 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     readable = [prediction for prediction in predictions if prediction.unreadable is None]
     unreadable = [{"file": p.file, "reason": p.unreadable} for p in predictions if p.unreadable is not None]
     result = {"predictions": [prediction.as_dict() for prediction in readable], "unreadable": unreadable}
-    try:
-        if arguments.csv:
-            write_text(Path(arguments.csv), as_csv(readable))
-        if arguments.json:
-            write_json(Path(arguments.json), result)
-    except OSError as error:
-        raise UserError(f"the predictions cannot be written ({error}); give another file") from error
+    if arguments.csv:
+        with writing("csv", arguments.csv) as file:
+            write_text(file, as_csv(readable))
+    if arguments.json:
+        with writing("json", arguments.json) as file:
+            write_json(file, result)
     if not unreadable:
         return result
     print(f"{len(unreadable)} of {len(paths)} files could not be read", file=sys.stderr)

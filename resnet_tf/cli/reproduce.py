@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli import train
-from resnet_tf.cli.main import Parser, integers
+from resnet_tf.cli.main import Parser, add_train_flags, integers
 from resnet_tf.config import TrainConfig, make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import check_name, fingerprint
@@ -36,8 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument("--nets", type=_names, default=_names(default), metavar="NET,…", help=f"default: {default}")
     parser.add_argument("--seeds", type=integers, default=(0,), metavar="K,K,…", help="default: 0")
     parser.add_argument("--recipe", help="default: he2015 for v1, he2016 for v2 networks, as in the papers")
-    parser.add_argument("--dataset", default="cifar10", help="data set by name (default: %(default)s)")
-    parser.add_argument("--data-dir", help="folder or archive with CIFAR; default: Keras' cache, then a download")
+    add_train_flags(parser, "dataset", "data_dir")
     parser.add_argument("--results", default="results", metavar="DIR", help="archived runs (default: %(default)s)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where it trains (default: %(default)s)")
     parser.add_argument("train_flags", nargs="*", metavar="-- FLAGS", help="of train, for all runs")

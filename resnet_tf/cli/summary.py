@@ -1,10 +1,9 @@
 """`resnet-tf summary`: what a network consists of."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from resnet_tf.cli.main import Parser
+from resnet_tf.cli.main import FIGURES, Parser, check_output_file, writing
 from resnet_tf.config import SHORTCUTS
 from resnet_tf.errors import UserError
 from resnet_tf.process import load_tensorflow
@@ -35,9 +34,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     side = arguments.input_size
     if side is not None and side < 1:
         raise UserError(f"input_size={side} is out of range; give 1 or more")
-    plot = None if arguments.plot is None else Path(arguments.plot)
-    if plot is not None and plot.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"plot={str(plot)!r} has no known ending; allowed: .png, .pdf, .svg")
+    check_output_file("plot", arguments.plot, FIGURES)
     load_tensorflow()
     from resnet_tf.reports.plots import draw_network, save
     from resnet_tf.saving import build_or_load
@@ -53,11 +50,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     stages = summarize(model)
     print(f"{model.name}\n{describe_summary(stages)}")
-    if plot is not None:
-        try:
+    if arguments.plot is not None:
+        with writing("plot", arguments.plot) as plot:
             save(draw_network(boxes_of(model), model.name), plot)
-        except OSError as error:
-            raise UserError(f"plot={str(plot)!r} cannot be written ({error.strerror}); give another file") from error
         print(f"drawn in {plot}")
     return {
         "parameters": sum(stage.parameters for stage in stages),

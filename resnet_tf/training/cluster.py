@@ -56,6 +56,12 @@ def read_cluster_spec() -> ClusterSpec | None:
     return ClusterSpec(addresses, index)
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of this process, in which `python -m resnet_tf` is this package."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def stop_with_launcher() -> None:
     """Send this process a SIGTERM once the launcher, which holds its stdin open, is gone, even by SIGKILL."""
 
@@ -83,10 +89,7 @@ def startup_watchdog(cluster: ClusterSpec) -> Iterator[None]:
         raise UserError(f"invalid {PEER_TIMEOUT} {text}; expected a number of seconds above 0")
     program = [sys.executable, "-m", "resnet_tf.training.cluster"]
     arguments = map(str, (os.getpid(), seconds, cluster.index, *cluster.addresses))
-    package = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths}
-    with subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, env=child_environment()) as process:
         assert process.stdin is not None
         try:
             yield
