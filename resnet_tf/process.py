@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,17 +40,14 @@ def recursion_limit(depth: int) -> Iterator[None]:
                 sys.setrecursionlimit(original)
 
 
-room_for_depth = recursion_limit  # the earlier name, public as well
-
-
 @contextlib.contextmanager
-def suppress_output() -> Iterator[None]:
-    """Swallow stdout and stderr of the process; if the block raises, print what was swallowed on stderr."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
+def suppress_output(handles: Sequence[int] = (1, 2)) -> Iterator[None]:
+    """Swallow stdout and stderr of the process, or one of them; if the block raises, print it on stderr after all."""
+    for handle in handles:
+        (sys.stdout if handle == 1 else sys.stderr).flush()
+    saved = [os.dup(handle) for handle in handles]
     with tempfile.TemporaryFile() as swallowed:
-        for handle in (1, 2):
+        for handle in handles:
             os.dup2(swallowed.fileno(), handle)
         failed = True
         try:
@@ -59,7 +56,7 @@ def suppress_output() -> Iterator[None]:
             failed = False
         finally:
             sys.stderr.flush()
-            for handle, original in zip((1, 2), saved, strict=True):
+            for handle, original in zip(handles, saved, strict=True):
                 os.dup2(original, handle)
                 os.close(original)
             if failed:
@@ -71,8 +68,8 @@ def load_tensorflow() -> None:
     """Import TensorFlow and Keras without the lines that they print at start-up.
 
     Several of those come from C++ before any setting can hide them, so stderr is redirected at the level of the file
-    descriptor while they are imported (tensorflow issue 100442). What was swallowed is shown when the import fails.
-    Raises UserError where Keras is set to another backend, or cannot be imported.
+    descriptor while they are imported (tensorflow issue 100442). Raises UserError where Keras is set to another
+    backend, or cannot be imported.
     """
     if "tensorflow" in sys.modules and "keras" in sys.modules:
         return
@@ -83,22 +80,15 @@ def load_tensorflow() -> None:
             "set KERAS_BACKEND=tensorflow"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as noise:
-        os.dup2(noise.fileno(), 2)
+    missing = None
+    with suppress_output((2,)):
         try:
             importlib.import_module("keras")
             importlib.import_module("tensorflow").config.list_physical_devices()
         except ImportError as error:
-            raise UserError(f"TensorFlow or Keras cannot be imported ({error}); reinstall them") from error
-        except BaseException:
-            noise.seek(0)
-            os.write(saved, noise.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            missing = error
+    if missing is not None:
+        raise UserError(f"TensorFlow or Keras cannot be imported ({missing}); reinstall them") from missing
 
 
 def _keras_backend() -> str:

@@ -42,7 +42,7 @@ def summarize(model: keras.Model) -> list[StageSummary]:
         # A layer whose name does not tell belongs to the stage before it, after the last stage to the head.
         name = _stage_of(layer.name) or (name if not named or index < named[-1] else "head")
         stages.setdefault(name, []).append(layer)
-    return [_summary(name, members) for name, members in stages.items()]
+    return [_summarize_stage(name, members) for name, members in stages.items()]
 
 
 def flat_layers(model: keras.Model) -> list[layers.Layer]:
@@ -94,7 +94,7 @@ def describe_summary(stages: list[StageSummary]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _summary(name: str, members: list[layers.Layer]) -> StageSummary:
+def _summarize_stage(name: str, members: list[layers.Layer]) -> StageSummary:
     adds = [multiply_adds(layer) for layer in members]
     return StageSummary(
         name=name,
@@ -137,7 +137,13 @@ def boxes_of(model: keras.Model) -> list[Box]:
         match = _UNIT.match(layer.name)
         key = match[1] if match else (_stage_of(layer.name) or _unnamed_key(layer, key, bool(units)))
         units.setdefault(key, []).append(layer)
-    return _merge_equal([_box(title, members) for title, members in units.items()])
+    boxes = [_box(title, members) for title, members in units.items()]
+    merged = []
+    for _, group in groupby(boxes, key=lambda box: (box.stage, box.lines, box.shortcut, box.output_shape)):
+        first, *others = group
+        title = f"{first.title} … {others[-1].title.rpartition('_')[2]}" if others else first.title
+        merged.append(replace(first, title=title, count=1 + len(others)))
+    return merged
 
 
 def _unnamed_key(layer: layers.Layer, before: str, started: bool) -> str:
@@ -156,17 +162,11 @@ def _has_kernel(layer: layers.Layer) -> bool:
 def _box(title: str, members: list[layers.Layer]) -> Box:
     around = [layer for layer in members if _AROUND.search(layer.name)]
     lines = tuple(line for layer in members if layer not in around and (line := _describe(layer)))
-    shape = tuple(members[-1].output.shape[1:])
-    return Box(title, title.partition("_")[0], lines, _shortcut(around, members), shape)
-
-
-def _shortcut(around: list[layers.Layer], members: list[layers.Layer]) -> str | None:
-    if not any(isinstance(layer, layers.Add) for layer in members):
-        return None
-    projections = [_describe(layer) for layer in around if _has_kernel(layer)]
-    if projections:
-        return f"projection\n{projections[0]}"
-    return "identity\n(subsampled, padded)" if around else "identity"
+    shortcut = None
+    if any(isinstance(layer, layers.Add) for layer in members):
+        projections = [f"projection\n{_describe(layer)}" for layer in around if _has_kernel(layer)]
+        shortcut = (projections or ["identity\n(subsampled, padded)" if around else "identity"])[0]
+    return Box(title, title.partition("_")[0], lines, shortcut, tuple(members[-1].output.shape[1:]))
 
 
 def _describe(layer: layers.Layer) -> str:
@@ -187,14 +187,3 @@ def _describe(layer: layers.Layer) -> str:
 
 def _stride(layer: layers.Layer) -> str:
     return f", /{layer.strides[0]}" if layer.strides[0] > 1 else ""
-
-
-def _merge_equal(boxes: list[Box]) -> list[Box]:
-    merged = []
-    for _, group in groupby(boxes, key=lambda box: (box.stage, box.lines, box.shortcut, box.output_shape)):
-        first, *others = group
-        if others:
-            title = f"{first.title} … {others[-1].title.rpartition('_')[2]}"
-            first = replace(first, title=title, count=1 + len(others))
-        merged.append(first)
-    return merged
