@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resnet_tf.data import image_check
 from resnet_tf.data.image_check import check_images
 from resnet_tf.data.image_folder import ImageFiles, read_folder, read_list
 from resnet_tf.data.image_io import cv2
@@ -318,15 +319,12 @@ def test_a_bar_shows_on_a_terminal(tmp_path, capfd, monkeypatch):
     assert f"{GOOD}/{GOOD}" in shown
 
 
-def test_threads_and_chunks_do_not_change_the_outcome(ill_tree, monkeypatch):
-    from resnet_tf.data import image_check as module
-
-    outcomes = []
+def test_threads_and_chunks_do_not_change_the_outcome(ill_tree):
+    paths = {path for files in read_folder(ill_tree).values() for path in files.paths}
+    whole = image_check._check_files(paths, image_check.CheckCache(None), None)
+    assert whole.keys() == paths
     for threads, chunk in ((1, 1), (8, 2), (2, 100)):
-        monkeypatch.setattr(module, "_CHUNK", chunk)
-        result = check_images(read_folder(ill_tree), on_bad="skip", threads=threads)
-        outcomes.append((result.issues, result.fingerprints))
-    assert outcomes[0] == outcomes[1] == outcomes[2]
+        assert image_check._check_files(paths, image_check.CheckCache(None), threads, chunk) == whole
 
 
 def test_a_file_that_goes_away_after_the_check(tmp_path):

@@ -65,7 +65,6 @@ def fake_tune(*arguments, **options):
 def in_small(monkeypatch, tmp_path, small_data):
     """Makes what a document does small and quick, and takes back what it adds to the registries."""
     before = [(registry, dict(registry)) for registry in (CIFAR_NETWORKS, resnet_tf.RECIPES)]
-    monkeypatch.setattr(resnet_tf, "tune", fake_tune, raising=False)
     monkeypatch.chdir(tmp_path)
     resnet_tf.cifar_resnet(8).save("final.keras")
     yield
@@ -77,8 +76,9 @@ def in_small(monkeypatch, tmp_path, small_data):
 
 def run_in_small(sources, name):
     """Execute code cells or blocks one after the other, with a smaller network and one step of an epoch."""
-    namespace = {"images": np.zeros((2, 32, 32, 3), np.uint8), "__name__": "document"}
+    namespace = {"images": np.zeros((2, 32, 32, 3), np.uint8), "__name__": "document", "fake_tune": fake_tune}
     for line, code in sources:
+        code = code.replace("resnet_tf.tune(", "fake_tune(")
         code = re.sub(r'train\("resnet\d+_v', 'train("resnet8_v', re.sub(r"epochs=\d+", "epochs=1", code))
         exec(compile("\n" * line + code, name, "exec"), namespace)
 

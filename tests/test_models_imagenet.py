@@ -53,7 +53,6 @@ def cheap_weights(monkeypatch):
 def small(monkeypatch):
     """Networks of few channels and units, for what is true of all."""
     monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
-    monkeypatch.setattr(imagenet, "STEM_FILTERS", 4)
     shallow = {18: ("basic", (1, 2, 1, 2)), 50: ("bottleneck", (1, 2, 2, 2))}
     monkeypatch.setattr(imagenet, "DEPTHS", {**imagenet.DEPTHS, **shallow})
 

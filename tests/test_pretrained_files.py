@@ -27,7 +27,6 @@ IMAGES = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
-    monkeypatch.setattr(imagenet, "STEM_FILTERS", 4)
     monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
 
 

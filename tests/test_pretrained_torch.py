@@ -26,7 +26,6 @@ KUANGLIU = CheckpointFormat("kuangliu", "cifar10", first_stage=2, shortcut="shor
 def narrow(monkeypatch):
     """The widths of the fixtures' networks."""
     monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
-    monkeypatch.setattr(imagenet, "STEM_FILTERS", 4)
     monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
 
 

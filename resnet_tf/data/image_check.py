@@ -22,7 +22,6 @@ from resnet_tf.pretrained.zoo import cache_folder
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 2, "opencv": cv2.__version__}
 # Files that are handed to the threads at once: a million futures would take memory.
-_CHUNK = 1024
 _SHOWN = 10
 # Of copies in several splits, the first of these keeps the image: what measures a network must not change.
 _PRECEDENCE = ("test", "validation", "train")
@@ -153,7 +152,7 @@ def check_images(
     return CheckResult(kept, tuple(issues), {split: _fingerprint(files, checks) for split, files in kept.items()})
 
 
-def _check_files(paths: set[str], cache: CheckCache, threads: int | None) -> dict[str, FileCheck]:
+def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk: int = 1024) -> dict[str, FileCheck]:
     known = {path: check for path in paths if (check := cache.get(path)) is not None}
     unknown = sorted(paths - known.keys())
     checks: dict[str, FileCheck] = {}
@@ -161,9 +160,9 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None) -> dic
     try:
         # No bar where stderr is not a terminal.
         with tqdm(total=len(unknown), desc="checking", unit=" images", disable=None if unknown else True) as bar:
-            for start in range(0, len(unknown), _CHUNK):
-                chunk = unknown[start : start + _CHUNK]
-                for path, check in zip(chunk, pool.map(check_image, chunk), strict=True):
+            for start in range(0, len(unknown), chunk):
+                some = unknown[start : start + chunk]
+                for path, check in zip(some, pool.map(check_image, some), strict=True):
                     checks[path] = check
                     bar.update()
     finally:

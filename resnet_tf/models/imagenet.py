@@ -23,7 +23,6 @@ from resnet_tf.models.layers import POOLINGS, head, model_input
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.process import recursion_limit
 
-STEM_FILTERS = 64
 STEMS = ("7x7", "3x3")
 STAGE_FILTERS = (64, 128, 256, 512)
 BASIC, BOTTLENECK = "basic", "bottleneck"
@@ -162,7 +161,7 @@ def _torchvision_name(depth: int, version: int, groups: int, width_per_group: in
 def _stem(x: Any, stem: str, norm: NormLayer) -> Any:
     """7x7 convolution and 3x3 pooling, each halving the picture (conv1 of table 1), or one 3x3 convolution."""
     size, stride = (7, 2) if stem == "7x7" else (3, 1)
-    x = conv(x, STEM_FILTERS, size, stride=stride, name="stem_conv")
+    x = conv(x, STAGE_FILTERS[0], size, stride=stride, name="stem_conv")
     x = relu(norm("stem_bn", "ones")(x), "stem_relu")
     if stem == "3x3":
         return x
