@@ -114,13 +114,14 @@ class Group:
         """
         while True:
             codes = [process.poll() for process in self._workers]
-            failed = [(code > 0, index) for index, code in enumerate(codes) if code not in (None, 0, *_STOPPED)]
+            ended = [(code, index) for index, code in enumerate(codes) if code is not None]
+            failed = [(code > 0, index) for code, index in ended if code not in (0, *_STOPPED)]
             if failed:
                 self._end()
                 # One that was killed before those that missed it then, and the chief before others.
                 return self._blame(min(failed)[1])
             # A worker that has stopped has not failed: the chief may still be saving.
-            if None not in codes:
+            if len(ended) == len(codes):
                 return next((code for code in codes if code), 0)
             time.sleep(_LOOK)
 
