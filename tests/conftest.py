@@ -27,8 +27,16 @@ tf.get_logger().setLevel("ERROR")
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "pictures: matplotlib is there; elsewhere trainings go without, for speed")
     # Keras 3.15 on NumPy 2.4 says this for every array that it hands over.
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """As after a plain install: drawing its curves takes more than a third of the time of a short training."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture(scope="session")

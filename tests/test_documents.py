@@ -25,6 +25,8 @@ from resnet_tf.pretrained import zoo
 from tools.documents import documents, replace_block
 from tools.site import PAGES, notebook_page, site_links
 
+pytestmark = pytest.mark.pictures
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/*.md"), zoo.FOLDER / "README.md"}

@@ -12,6 +12,8 @@ import tensorflow as tf
 import resnet_tf
 from tests.conftest import stopping_after
 
+pytestmark = pytest.mark.pictures
+
 OPTIONS = {"iterations": 6, "batch_size": 16, "evaluate_every": 3, "precision": "float32", "verbose": False}
 
 

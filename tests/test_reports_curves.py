@@ -8,6 +8,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.reports.curves import TrainingHistory, envelope, find_drops, smooth
 from resnet_tf.training import callbacks, logs
 
+pytestmark = pytest.mark.pictures
+
 
 def made_up_history(iterations=400, steps_per_epoch=100):
     learning_rates = np.where(np.arange(iterations) < 200, 0.1, np.where(np.arange(iterations) < 300, 0.01, 0.001))

@@ -16,6 +16,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.reports.html import write_report
 from resnet_tf.reports.metrics import Predictions
 
+pytestmark = pytest.mark.pictures
+
 TRUE = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0])
 PREDICTED = np.array([0, 0, 1, 2, 1, 1, 0, 2, 2, 2, 1, 2, 0, 2])
 NUMBERS = {"loss": 1.25, "top1": 9 / 14, "top5": 1.0, "images": 14, "data_source": "made up"}

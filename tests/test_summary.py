@@ -7,6 +7,8 @@ from resnet_tf.errors import UserError
 from resnet_tf.models.registry import build_model
 from resnet_tf.summary import boxes_of, describe_summary, summarize
 
+pytestmark = pytest.mark.pictures
+
 # Parameters: arXiv:1512.03385 table 6 (0.27 M, 1.7 M) as counted by akamaster and torchvision; multiply-adds by hand
 # for the CIFAR networks, 4.09 G and 3.86 G for ResNet-50 with the stride on the 3x3 and on the first 1x1.
 TOTALS = {

@@ -4,6 +4,8 @@ import pytest
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import build_model
 
+pytestmark = pytest.mark.pictures
+
 
 def test_off_it_imports_nothing(finished_run, python):
     result = python("import sys, resnet_tf.fitting; print('tensorboard' in sys.modules)")
