@@ -1,31 +1,29 @@
 """Read PyTorch checkpoints without PyTorch: .safetensors, and zip archives and older streams of torch.save.
 
-The pickles in them give tensor descriptions and plain containers; nothing in them is executed.
+Nothing that a file names is imported, called or executed.
 """
 
-import collections
 import contextlib
 import functools
 import io
-import math
-import pickle
-import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from resnet_tf.errors import UserError, optional_import
+from resnet_tf.errors import UserError, optional_import, some
+from resnet_tf.pretrained.torch_pickle import MAX_BYTES, Foreign, Pickle, Storage, StridedTensor, load_pickle
 
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 STREAM_PROTOCOL = 1001
 
-# Under which keys training scripts keep the weights, and what wrappers of a network put before every name.
-WRAPPERS = ("state_dict", "model")
-PREFIXES = ("module.", "model.")
+# Under which keys training scripts keep the weights, the first of them that is there.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "state_dict_ema")
+MAX_NAME = 200  # characters of a tensor's name
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,22 @@ def prefix_errors(path: Path) -> Iterator[None]:
 def read_checkpoint(path: Path) -> Tensors:
     """The tensors of a .safetensors file or a file of torch.save, under the names that the bare network gave them."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file; give a .pth, .pt, .th or .safetensors checkpoint")
-    value = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
-    for wrapper in WRAPPERS:
-        if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
-            value = value[wrapper]
-    if not isinstance(value, dict) or not value or not all(isinstance(item, LazyTensor) for item in value.values()):
-        found = f"a {type(value).__name__}"
-        if isinstance(value, dict):
-            found = f"a dictionary with {', '.join(map(repr, list(value)[:5])) or 'nothing in it'}"
-        raise UserError(f"{path} holds no state_dict: {found}; save the model's state_dict() alone")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in value):
-            value = {name.removeprefix(prefix): tensor for name, tensor in value.items()}
-    return value
+        raise UserError(f"{path} does not exist or is not a file; give a PyTorch checkpoint (.pth, .pt, .safetensors)")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    # Wrappers of a network put their own name before every other: module.conv1.weight, model.conv1.weight.
+    while len(heads := {name.partition(".")[0] for name in tensors}) == 1 and all(n.count(".") > 1 for n in tensors):
+        prefix = f"{heads.pop()}."
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _read_safetensors(path: Path) -> Tensors:
     safe_open = optional_import("safetensors", "weights").safe_open
     with prefix_errors(path):
         file = safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # The file has its own order; that of the numbers in the names is the network's.
+        names = sorted(file.keys(), key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)])
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
     def read(name: str) -> np.ndarray:
         with prefix_errors(path):
@@ -84,145 +77,66 @@ def _read_safetensors(path: Path) -> Tensors:
     return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
-# NumPy's dtype of each storage; bfloat16, which NumPy does not have, comes as its bits.
-STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": "u2",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
-
-MAX_BYTES = 16 * 2**20  # of a pickle; the description of a thousand tensors takes 0.1 MB
-MAX_RANK = 8
-
-
-# Named tuples, because a pickle's BUILD instruction can change any object that has a __dict__ or a __setstate__.
-class Storage(NamedTuple):
-    """`numel` numbers of a kind in `STORAGES` that lie elsewhere in the file under a key."""
-
-    kind: str
-    key: str
-    numel: int
-
-    def dtype(self, big_endian: bool = False) -> np.dtype:
-        return np.dtype(STORAGES[self.kind]).newbyteorder(">" if big_endian else "<")
-
-
-class StridedTensor(NamedTuple):
-    """A tensor as the pickle describes it: a window on a storage; offset and strides count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Name(NamedTuple):
-    """What a name in the pickle stands for: a kind of storage, or a function that may be called."""
-
-    name: str
-    function: Callable[..., Any] | None = None
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self.function is None:
-            raise UserError(f"it calls torch.{self.name}")
-        return self.function(*arguments)
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
-    """A tensor that lies within its storage; any other would take memory that the file has no numbers for."""
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise UserError("it has a tensor without a storage")
-    sizes = (*shape, *strides, offset)
-    if len(shape) != len(strides) or len(shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in sizes):
-        raise UserError(f"it has a tensor of the impossible shape {shape} with strides {strides}")
-    count = math.prod(shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else offset
-    if count > storage.numel or last >= max(storage.numel, 1):
-        raise UserError(f"it has a tensor of the shape {shape} that does not fit its {storage.numel} numbers")
-    return StridedTensor(storage, offset, shape, strides)
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): _Name("OrderedDict", collections.OrderedDict),
-    ("torch._utils", "_rebuild_tensor_v2"): _Name("_rebuild_tensor_v2", _rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Name("_rebuild_parameter", lambda data, *_: data),
-    **{("torch", kind): _Name(kind) for kind in STORAGES},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and tensor descriptions; every other name is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise UserError(
-            f"it holds {module}.{name}, no tensor or container, and nothing of it was run; save a state_dict() alone"
-        )
-
-    def persistent_load(self, pid: Any) -> Storage:
-        match pid:
-            case ("storage", _Name(name=kind), str(key), _, int(numel), *view) if kind in STORAGES and numel >= 0:
-                if view in ([], [None]):
-                    return Storage(kind, key, numel)
-        raise UserError("it has a storage of an unknown kind; save it again with PyTorch 1.6 or later")
-
-
-def load_pickle(file: BinaryIO) -> Any:
-    """Read one pickle, with a `StridedTensor` for each tensor, and leave `file` behind it."""
-    start = file.tell()
-    try:
-        _check_memory(file, start)
-        length = file.tell() - start
-        file.seek(start)
-        return _Unpickler(io.BytesIO(file.read(length)), encoding="utf-8").load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise UserError(f"its pickle is damaged ({type(error).__name__}: {error}); fetch it again") from error
-
-
-def _check_memory(file: BinaryIO, start: int) -> None:
-    """Refuse instructions that would take more memory than the file backs."""
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
-        if (position or 0) - start > MAX_BYTES:
-            raise UserError(f"its pickle is longer than {MAX_BYTES} bytes, far more than a network's description takes")
-        # The unpickler makes room for as many remembered objects as the highest index says.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (not isinstance(argument, int) or argument > count):
-            raise UserError(f"its pickle remembers object {argument} after {count} instructions")
-
-
 ReadStorage = Callable[[Storage], np.ndarray]
 
 
-def read_torch_file(path: Path) -> Any:
-    """What torch.save wrote: plain containers, with a `LazyTensor` for each tensor; no code in the file is run."""
+def read_torch_file(path: Path) -> Tensors:
+    """The state_dict in a file of torch.save, whatever else lies beside it."""
     with prefix_errors(path):
         with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic[:2] == b"PK":
+            magic = file.read(2)
+        if magic == b"PK":
             value, read_storage = _read_archive(path)
-        elif magic[:3] == b"\x80\x02\x8a":
+        elif magic[:1] == b"\x80":
             value, read_storage = _read_stream(path)
         else:
             raise UserError("it is neither a file of torch.save nor a .safetensors file")
         # Several tensors may share a storage and then follow one another; more than the last one would fill the memory.
-        return _with_lazy_tensors(value, path, functools.lru_cache(maxsize=1)(read_storage))
+        read = functools.lru_cache(maxsize=1)(read_storage)
+        return {
+            name: LazyTensor(tensor.shape, functools.partial(_read_tensor, tensor, path, read))
+            for name, tensor in _state_dict(value).items()
+        }
 
 
-def _with_lazy_tensors(value: Any, path: Path, read_storage: ReadStorage) -> Any:
-    if isinstance(value, StridedTensor):
-        return LazyTensor(value.shape, functools.partial(_read_tensor, value, path, read_storage))
-    if isinstance(value, dict):
-        return {key: _with_lazy_tensors(item, path, read_storage) for key, item in dict.items(value)}
+def _state_dict(value: Any) -> dict[str, StridedTensor]:
+    """The weights in what was saved: a state_dict, or dictionaries around one."""
+    for _ in range(len(WRAPPERS)):
+        if not isinstance(value, dict):
+            break
+        named = [key for key in WRAPPERS if isinstance(value.get(key), dict) and value[key]]
+        distinct = {id(item): item for item in value.values() if isinstance(item, dict)}  # many keys may share one
+        state_dicts = {identity for identity, item in distinct.items() if _is_state_dict(item)}
+        others = [key for key, item in value.items() if id(item) in state_dicts]
+        if not named and not others:
+            break
+        if not named and len(others) > 1:
+            raise UserError(f"it holds several state_dicts ({some([str(key)[:40] for key in others])}); save one alone")
+        value = value[(named or others)[0]]
+    if not isinstance(value, dict) or not any(isinstance(item, StridedTensor) for item in value.values()):
+        raise UserError(f"it holds no state_dict: {_describe(value)}; save the model's state_dict() alone")
+    for name, item in value.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+            raise UserError(f"its state_dict has a key that is no name of a tensor ({str(name)[:40]!a})")
+        if not isinstance(item, StridedTensor):
+            raise UserError(f"its state_dict holds {_describe(item)} as {name}; save the model's state_dict() alone")
     return value
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and value != {} and all(isinstance(item, StridedTensor) for item in value.values())
+
+
+def _describe(value: Any) -> str:
+    """What a pickled value is, in a few words; a message has no room for more."""
+    if isinstance(value, Foreign):
+        name = value.name[:MAX_NAME].encode("unicode_escape").decode()
+        return f"{name}, no tensor or container, of which nothing was run"
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    objects = [item for item in value.values() if isinstance(item, Foreign)]
+    keys = some([repr(key)[:40] for key in list(value)[:6]]) or "nothing in it"
+    return f"a dictionary with {keys}" + (f", and {_describe(objects[0])}" if objects else "")
 
 
 def _read_tensor(tensor: StridedTensor, path: Path, read_storage: ReadStorage) -> np.ndarray:
@@ -230,13 +144,13 @@ def _read_tensor(tensor: StridedTensor, path: Path, read_storage: ReadStorage) -
         numbers = read_storage(tensor.storage)
     strides = [step * numbers.itemsize for step in tensor.strides]
     window = np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
-    if tensor.storage.kind == "BFloat16Storage":
+    if tensor.storage.kind == "torch.BFloat16Storage":
         return (window.astype(np.uint32) << 16).view(np.float32)
     return window.astype(np.float32, copy=False)
 
 
 def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
-    """The pickle of a zip archive, and the function that reads a storage of it."""
+    """What the pickle of a zip archive holds, and the function that reads a storage of it."""
     archive = zipfile.ZipFile(path)
     entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl")]
@@ -245,16 +159,18 @@ def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
     root = pickles[0].removesuffix("data.pkl")
     size = path.stat().st_size
 
-    def read_entry(name: str) -> bytes:
+    def read_entry(name: str, limit: int = size) -> bytes:
         entry = entries.get(root + name)
         if entry is None:
             raise UserError(f"its entry {name} is missing; fetch it again")
         # torch.save never compresses, so that no entry can be larger than the file.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+        if entry.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"its entry {name} is compressed; save it again with torch.save, which never does that")
+        if entry.file_size > min(size, limit):
+            raise UserError(f"its entry {name} is said to have {entry.file_size:,} bytes; fetch it again")
         return archive.read(entry)
 
-    big_endian = root + "byteorder" in entries and read_entry("byteorder") == b"big"
+    big_endian = root + "byteorder" in entries and read_entry("byteorder", 16) == b"big"
 
     def read_storage(storage: Storage) -> np.ndarray:
         dtype = storage.dtype(big_endian)
@@ -263,38 +179,40 @@ def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
             raise UserError(f"its entry data/{storage.key} has {len(data)} bytes for {storage.numel} {dtype} numbers")
         return np.frombuffer(data, dtype)
 
-    return load_pickle(io.BytesIO(read_entry("data.pkl"))), read_storage
+    return load_pickle(read_entry("data.pkl", MAX_BYTES)).value, read_storage
 
 
 def _read_stream(path: Path) -> tuple[Any, ReadStorage]:
-    """The pickle of an older file of torch.save, and the function that reads a storage of it."""
+    """What the pickle of an older file of torch.save holds, and the function that reads a storage of it."""
     with open(path, "rb") as file:
-        magic, protocol, system = (load_pickle(file) for _ in range(3))
-        if magic != STREAM_MAGIC or protocol != STREAM_PROTOCOL or not isinstance(system, dict):
+        magic, protocol, system, content, keys = (_next_pickle(file) for _ in range(5))
+        if magic.value != STREAM_MAGIC or protocol.value != STREAM_PROTOCOL or not isinstance(system.value, dict):
             raise UserError("it is not a file of torch.save")
-        big_endian = not system.get("little_endian", True)
-        value = load_pickle(file)
-        keys = load_pickle(file)
-        offsets = _storage_offsets(file, keys, value, path.stat().st_size)
+        big_endian = not system.value.get("little_endian", True)
+        offsets = _storage_offsets(file, keys.value, content.storages, path.stat().st_size)
 
     def read_storage(storage: Storage) -> np.ndarray:
         if storage.key not in offsets:
             raise UserError(f"its storage {storage.key} is missing; fetch it again")
         return np.fromfile(path, storage.dtype(big_endian), storage.numel, offset=offsets[storage.key])
 
-    return value, read_storage
+    return content.value, read_storage
 
 
-def _storage_offsets(file: BinaryIO, keys: Any, value: Any, size: int) -> dict[str, int]:
+def _next_pickle(file: BinaryIO) -> Pickle:
+    start = file.tell()
+    pickle = load_pickle(file.read(MAX_BYTES))
+    file.seek(start + pickle.length)
+    return pickle
+
+
+def _storage_offsets(file: BinaryIO, keys: Any, storages: dict[str, Storage], size: int) -> dict[str, int]:
     """Where the numbers of each storage begin in a stream: they follow one another, each after its count."""
-    storages: dict[str, Storage] = {}
-    for storage in _storages(value):
-        if storages.setdefault(storage.key, storage) != storage:
-            raise UserError(f"it describes the storage {storage.key} in two ways")
     offsets: dict[str, int] = {}
     for key in keys if isinstance(keys, list) else []:
         if not isinstance(key, str) or key not in storages:
-            raise UserError(f"its storage {key!r} belongs to no tensor")
+            shown = key[:40] if isinstance(key, str) else type(key).__name__
+            raise UserError(f"its storage {shown!r} belongs to no tensor")
         count = int.from_bytes(file.read(8), "little")
         length = count * storages[key].dtype().itemsize
         if count != storages[key].numel or file.tell() + length > size:
@@ -302,14 +220,3 @@ def _storage_offsets(file: BinaryIO, keys: Any, value: Any, size: int) -> dict[s
         offsets[key] = file.tell()
         file.seek(length, io.SEEK_CUR)
     return offsets
-
-
-def _storages(value: Any) -> Iterator[Storage]:
-    if isinstance(value, StridedTensor):
-        yield value.storage
-    elif isinstance(value, dict):
-        for item in dict.values(value):
-            yield from _storages(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _storages(item)
