@@ -1,40 +1,60 @@
 """`resnet-tf import-weights`: a PyTorch checkpoint as a Keras model, without PyTorch."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet_tf.cli.main import Parser
-from resnet_tf.config import SHORTCUTS
+from resnet_tf.config import IDENTITY_PADDINGS, SHORTCUTS
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json, write_with
-from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
+from resnet_tf.models.registry import model_options
+from resnet_tf.pretrained.zoo import PREPROCESSING
 from resnet_tf.process import load_tensorflow
 from resnet_tf.recipes import floats
-
-if TYPE_CHECKING:
-    import keras
-
-    from resnet_tf.pretrained.torch_mapping import CheckpointFormat
+from resnet_tf.saving import save_model
 
 
 def make_parser() -> Parser:
     """The parser of `resnet-tf import-weights`."""
     parser = Parser(
         prog="resnet-tf import-weights",
-        description="Make a Keras model that takes raw pixels from a checkpoint of torchvision, timm (*.tv_in1k),\n"
-        "akamaster/pytorch_resnet_cifar10 or chenyaofo/pytorch-cifar-models. Nothing in the checkpoint is executed.",
+        description="Make a Keras model that takes raw pixels from a PyTorch checkpoint of a residual network.\n"
+        "Nothing in the checkpoint is executed.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth, .pt, .th or .safetensors file")
-    parser.add_argument("--model", required=True, metavar="NAME", help="network, such as resnet50 or resnet20_v1")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of torch.save or .safetensors")
+    parser.add_argument("--model", metavar="NAME", help="network, such as resnet20_v1 (default: by the shapes)")
     parser.add_argument("--shortcut", choices=SHORTCUTS, help="of a CIFAR network (default: what the tensors show)")
+    parser.add_argument(
+        "--identity-padding", choices=IDENTITY_PADDINGS, help="zero channels of option A (default: so, too)"
+    )
+    parser.add_argument(
+        "--rename",
+        metavar="OLD=NEW",
+        type=_renaming,
+        action="append",
+        default=[],
+        help="name of a tensor or module, and what torchvision would call it, as --rename stem.conv=conv1; repeatable",
+    )
     head = parser.add_mutually_exclusive_group()
     head.add_argument("--classes", type=int, metavar="N", help="outputs of the checkpoint's classifier, if unusual")
     head.add_argument("--new-head", type=int, metavar="N", help="leave its classifier out; start one of N outputs")
-    parser.add_argument("--mean", type=floats, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
-    parser.add_argument("--std", type=floats, metavar="R,G,B", help="0-255 units (default: by the checkpoint)")
+    parser.add_argument("--mean", type=floats, metavar="R,G,B", help="0-255 units (default: a guess by the checkpoint)")
+    parser.add_argument("--std", type=floats, metavar="R,G,B", help="0-255 units (default: a guess by the checkpoint)")
+    parser.add_argument(
+        "--preprocessing",
+        choices=tuple(PREPROCESSING),
+        help="mean and std by name: ImageNet's, CIFAR-10's, 127.5 and 127.5, or none but the division by 255",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help=".keras file to write; a .json comes beside it")
     return parser
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
+    return old, new
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -57,51 +77,33 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give 1 or more")
-    _check_constants(arguments.mean, arguments.std)
-    model_options(arguments.model)
+    _check_constants(arguments)
+    if arguments.model is not None:
+        model_options(arguments.model)
     load_tensorflow()
-    return _import(arguments, output)
+    from resnet_tf.pretrained.importer import import_checkpoint
 
-
-def _check_constants(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    if (mean is None) != (std is None):
-        raise UserError("--mean and --std go together; give both or neither")
-    if std is not None and max(std) <= 1:
-        raise UserError(f"--std {','.join(map(str, std))} looks like 0-1 units; give 0-255 units, 255 times as much")
-
-
-def _import(arguments: Any, output: Path) -> dict[str, Any]:
-    from resnet_tf.models.registry import build_model
-    from resnet_tf.pretrained.keras_file import TorchWeights
-    from resnet_tf.process import recursion_limit
-
-    weights = TorchWeights(Path(arguments.checkpoint))
-    options = {
-        "classes": arguments.new_head or arguments.classes,
-        "mean": arguments.mean or weights.mean,
-        "std": arguments.std or weights.std,
-        "shortcut": arguments.shortcut or (weights.shortcut if arguments.model in CIFAR_NETWORKS else None),
-    }
-    builder = {key: value for key, value in options.items() if value is not None}
+    mean, std = PREPROCESSING.get(arguments.preprocessing, (arguments.mean, arguments.std))
+    model, network, sidecar, notes = import_checkpoint(
+        Path(arguments.checkpoint),
+        arguments.model,
+        constants=None if mean is None else (mean, std),
+        renames=arguments.rename,
+        **{name: getattr(arguments, name) for name in ("classes", "new_head", "shortcut", "identity_padding")},
+    )
     try:
-        model = build_model(arguments.model, **builder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    weights.load_into(model, new_head=arguments.new_head is not None)
-    sidecar = _sidecar(arguments, model, weights.format, builder)
-    try:
-        with recursion_limit(len(model.layers)):
-            write_with(output, model.save)
-        write_json(output.with_suffix(".json"), sidecar)
+        save_model(model, output, sidecar)
     except OSError as error:
         raise UserError(
             f"{output} could not be written ({error.strerror or error}); make room and try again"
         ) from error
     constants = sidecar["preprocessing"]
     print(
-        f"{output}: {arguments.model}, {model.count_params():,} parameters of {weights.format.name}'s kind, "
-        f"{model.output_shape[-1]} classes{' (a new head)' if arguments.new_head else ''}; takes raw RGB pixels, "
-        f"mean {_rounded(constants['mean'])}, std {_rounded(constants['std'])} inside"
+        f"{output}: {network}, {model.count_params():,} parameters, {model.output_shape[-1]} classes"
+        f"{' (a new head)' if arguments.new_head else ''}; takes raw RGB pixels, mean {_rounded(constants['mean'])}, "
+        f"std {_rounded(constants['std'])} inside",
+        *notes,
+        sep="\n  ",
     )
     return sidecar
 
@@ -110,31 +112,11 @@ def _rounded(values: Sequence[float]) -> str:
     return " ".join(f"{value:.1f}" for value in values)
 
 
-def _sidecar(
-    arguments: Any, model: "keras.Model", source: "CheckpointFormat", builder: dict[str, Any]
-) -> dict[str, Any]:
-    names = None if arguments.new_head else class_names(source.dataset, model.output_shape[-1])
-    return {
-        **({} if names is None else {"class_names": names, "dataset": source.dataset}),
-        "preprocessing": {
-            "input": "RGB pixels 0-255, uint8 or float",
-            "shape": list(model.input_shape[1:]),
-            "resize": source.resize,
-            "crop": source.crop,
-            "mean": list(builder["mean"]),
-            "std": list(builder["std"]),
-            "normalization": "first layer of the model",
-        },
-        "model": arguments.model,
-        "builder": {key: value for key, value in builder.items() if key not in ("mean", "std")},
-        "weights": {"file": Path(arguments.checkpoint).name, "source": source.name},
-    }
-
-
-def class_names(dataset: str, outputs: int) -> list[str] | None:
-    """The names of a data set's classes, or None where the outputs are not as many."""
-    from resnet_tf.data.cifar_files import KINDS
-    from resnet_tf.pretrained.zoo import imagenet_classes
-
-    names = [known.name for known in imagenet_classes()] if dataset == "imagenet" else KINDS[dataset].class_names
-    return list(names) if len(names) == outputs else None
+def _check_constants(arguments: Any) -> None:
+    mean, std = arguments.mean, arguments.std
+    if arguments.preprocessing and (mean or std):
+        raise UserError("--preprocessing stands for --mean and --std; give it or them")
+    if (mean is None) != (std is None):
+        raise UserError("--mean and --std go together; give both or neither")
+    if std is not None and max(std) <= 1:
+        raise UserError(f"--std {','.join(map(str, std))} looks like 0-1 units; give 0-255 units, 255 times as much")

@@ -73,8 +73,7 @@ def cifar_resnet(
         width: multiplies the channels of all stages but the stem (wide ResNets, arXiv:1605.07146).
         use_bias: give the convolutions a bias.
         include_top: end with global average pooling and the classifier.
-        weights: None; a PyTorch checkpoint of akamaster's or chenyaofo's naming (.pt, .pth, .th,
-            .safetensors); or a .keras or .weights.h5 file.
+        weights: None; a PyTorch checkpoint (see `resnet-tf import-weights`); or a .keras or .weights.h5 file.
         pooling: without top: None (feature map), "avg" or "max" (features).
         classifier_activation: None for logits, "softmax" for probabilities.
         mean: per-channel mean in 0-255 units; the model then takes raw RGB pixels, uint8 or float.
@@ -95,8 +94,7 @@ def cifar_resnet(
     if opened is not None:
         shortcut = shortcut or opened.shortcut
         identity_padding = identity_padding or opened.identity_padding
-        if mean is None and std is None:
-            mean, std = opened.mean, opened.std
+        mean, std = opened.constants(mean, std)
     if shortcut is None:
         shortcut = "identity" if block == "basic" else "projection"
     check_choice("shortcut", shortcut, SHORTCUTS)

@@ -74,8 +74,8 @@ def imagenet_resnet(
         classes: outputs of the classifier.
         input_shape: (height, width, channels), sides of at least 32 (stem "3x3": 8) or None.
         include_top: end with global average pooling and the classifier.
-        weights: None; a PyTorch checkpoint of torchvision's or timm's naming (.pth, .pt, .safetensors);
-            a .keras or .weights.h5 file; or "imagenet" for torchvision's published file.
+        weights: None; a PyTorch checkpoint (see `resnet-tf import-weights`); a .keras or .weights.h5 file; or
+            "imagenet" for torchvision's published file.
         pooling: without top: None (feature map), "avg" or "max" (features).
         classifier_activation: None for logits, "softmax" for probabilities.
         groups: groups of the 3x3 convolutions of bottlenecks (ResNeXt).
@@ -117,8 +117,7 @@ def imagenet_resnet(
         published = _torchvision_name(depth, version, groups, width_per_group, stride_on) if stem == "7x7" else None
         opened = open_weights(weights, published)
         identity_padding = identity_padding or opened.identity_padding
-    if opened is not None and mean is None and std is None:
-        mean, std = opened.mean, opened.std
+        mean, std = opened.constants(mean, std)
     unit = functools.partial(
         unit,
         version=version,

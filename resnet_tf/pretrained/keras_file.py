@@ -1,7 +1,10 @@
 """Open what `weights=` names: published weights, a PyTorch checkpoint, or a Keras file."""
 
+import contextlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -9,11 +12,16 @@ import numpy as np
 
 from resnet_tf.errors import UserError, some
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
-from resnet_tf.pretrained.torch_mapping import HEADS, detect_format, has_projections, load_state_dict
+from resnet_tf.pretrained.torch_format import (
+    constants_by_statistics,
+    detect_format,
+    shortcut_by_statistics,
+    structure_of,
+)
+from resnet_tf.pretrained.torch_mapping import HEADS, load_state_dict, match, rename
 from resnet_tf.pretrained.zoo import published_file
 from resnet_tf.process import recursion_limit
 
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 Channels = tuple[float, ...] | None
 
 
@@ -25,6 +33,10 @@ class Weights:
     shortcut: str | None = None
     identity_padding: str | None = None
 
+    def constants(self, mean: Any, std: Any) -> tuple[Any, Any]:
+        """Mean and standard deviation to build a network with: those asked for, or those of the weights."""
+        return (self.mean, self.std) if mean is None and std is None else (mean, std)
+
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         """Assign all of a model's variables, or all but the head's; UserError, and no change, if they do not fit."""
         raise NotImplementedError
@@ -33,32 +45,85 @@ class Weights:
 def open_weights(weights: str, network: str | None) -> Weights:
     """Find "imagenet" (for torchvision's name of the network) or a file, and tell what such weights expect."""
     if weights == "imagenet":
-        return TorchWeights(published_file(network))
+        return TorchWeights(published_file(network), is_published=True)
     path = Path(weights)
-    if path.suffix in TORCH_SUFFIXES:
-        return TorchWeights(path)
     if not path.is_file():
         raise UserError(f"weights={weights!r} does not exist; give 'imagenet' or a file's path", argument="weights")
-    if path.suffix == ".keras":
+    if path.suffix == ".keras" or _holds_model(path):
         return KerasModelWeights(path)
     if path.name.endswith(".weights.h5"):
         return KerasWeights(path)
-    raise UserError(
-        f"weights={weights!r} is not known; allowed: 'imagenet', {', '.join(TORCH_SUFFIXES)}, .keras, .weights.h5",
-        argument="weights",
-    )
+    return TorchWeights(path)
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise a UserError for a file that is another framework's, by its name or by what it begins with."""
+    if path.suffix == ".onnx":
+        raise UserError("it is an ONNX model; give the PyTorch checkpoint or the Keras model that it was made from")
+    if path.suffix == ".keras" or _holds_model(path):
+        raise UserError("it is a Keras model, which needs no import: evaluate, predict, export and train take it")
+    if h5py.is_hdf5(path):
+        raise UserError("it is a Keras file of weights alone; load it into the model that it was made from")
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a file is an HDF5 file of a whole Keras model."""
+    if not h5py.is_hdf5(path):
+        return False
+    with prefix_errors(path), h5py.File(path) as file:
+        return "model_config" in file.attrs
 
 
 class TorchWeights(Weights):
-    """A PyTorch checkpoint of a known format; its values stay in the file until they are loaded."""
+    """A PyTorch checkpoint.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        structure: what its kernels tell of the network.
+        wiring: what its batch norms tell of the shortcuts ("none", "center", "end"); None where they do not.
+        guess: what `mean` and `std` are assumed by, in words; None of published weights.
+    """
+
+    def __init__(self, path: Path, renames: Sequence[tuple[str, str]] = (), is_published: bool = False) -> None:
         self.path = path
-        self.tensors = read_checkpoint(path)
+        if path.is_file():
+            with prefix_errors(path):
+                _refuse_other_formats(path)
+        tensors = read_checkpoint(path)
         with prefix_errors(path):
+            self.tensors = rename(tensors, renames)
             self.format = detect_format(self.tensors)
-        self.mean, self.std = self.format.mean, self.format.std
-        self.shortcut = "projection" if has_projections(self.tensors, self.format) else "identity"
+            self.structure = structure_of(self.tensors)
+            self.wiring = shortcut_by_statistics(self.tensors)
+            constants = None if is_published else constants_by_statistics(self.tensors, self.format.dataset)
+        self.mean, self.std = constants or self.format.constants
+        by = f"its tensors' names, which are {self.format.name}'s"
+        if constants or self.format.by_order:
+            by = "the first layer's statistics" if constants else "nothing but the kind of network"
+        self.guess = None if is_published else f"a guess by {by}, for images of {self.format.dataset}"
+        self.shortcut = "none" if self.wiring == "none" else self.structure.shortcut
+        self.identity_padding = None if self.wiring == "none" else self.wiring
+
+    def constants(self, mean: Any, std: Any) -> tuple[Any, Any]:
+        """As of any weights; warns where they are a guess."""
+        if mean is None and std is None and self.guess:
+            warnings.warn(
+                f"{self.path}: mean {self.mean} and std {self.std} are {self.guess}; where evaluate() on its data set "
+                "does not give its author's accuracy, give mean= and std= (0-255 units)",
+                stacklevel=3,
+            )
+        return super().constants(mean, std)
+
+    @property
+    def outputs(self) -> int | None:
+        """Classes that its classifier tells apart."""
+        return next((t.shape[0] for t in reversed(self.tensors.values()) if len(t.shape) == 2), None)
+
+    def fits(self, model: keras.Model) -> bool:
+        """Whether every tensor has its variable in a model, and every variable its tensor."""
+        with contextlib.suppress(UserError):
+            match(model, self.tensors, self.format)
+            return True
+        return False
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         with prefix_errors(self.path):

@@ -23,6 +23,22 @@ FOLDER = Path(__file__).parents[1] / "weights"
 
 _WORD = r"[A-Za-z0-9_]+"
 
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def pixels(*values: float) -> tuple[float, ...]:
+    """0-1 units in 0-255 units."""
+    return tuple(255 * value for value in values)
+
+
+# Mean and standard deviation in 0-255 units that checkpoints go with; "none" is ToTensor() alone, which divides by 255.
+PREPROCESSING: dict[str, Constants] = {
+    "imagenet": (pixels(0.485, 0.456, 0.406), pixels(0.229, 0.224, 0.225)),
+    "cifar10": (pixels(0.4914, 0.4822, 0.4465), pixels(0.2470, 0.2435, 0.2616)),
+    "half": (pixels(0.5, 0.5, 0.5), pixels(0.5, 0.5, 0.5)),
+    "none": (pixels(0, 0, 0), pixels(1, 1, 1)),
+}
+
 
 @dataclass(frozen=True)
 class PretrainedEntry:

@@ -13,7 +13,7 @@ import keras
 from resnet_tf.config import TrainConfig
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of
-from resnet_tf.models.registry import CIFAR_NETWORKS
+from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.torch_mapping import HEADS
 from resnet_tf.pretrained.zoo import find_shipped, published_file
@@ -54,19 +54,19 @@ class InitialWeights:
             path = published_file(network)
         elif path.is_dir() or find_shipped(weights) is not None:
             path = model_path(path)
-        self._weights = open_weights(str(path), None)
+        self._weights = open_weights(weights if weights == "imagenet" else str(path), network)
         self.digest = sha256_of(path)
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation of the pixels that the weights expect, None where the file does not say."""
-        mean, std = self._weights.mean, self._weights.std
+        mean, std = self._weights.constants(None, None)
         return None if mean is None or std is None else (mean, std)
 
     def builder(self, config: TrainConfig) -> dict[str, Any]:
         """The builder's options, with the weights' shortcut and its padding where nobody asked for one."""
         builder, weights = config.builder, self._weights
-        if config.model in CIFAR_NETWORKS and config.shortcut is None:
+        if config.model in CIFAR_NETWORKS and config.shortcut is None and "shortcut" not in model_options(config.model):
             builder["shortcut"] = weights.shortcut
         padding = config.identity_padding or weights.identity_padding
         return builder | ({"identity_padding": padding} if padding else {})
