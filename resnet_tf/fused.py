@@ -16,6 +16,7 @@ from keras import layers
 
 from resnet_tf.config import PRECISIONS, Precision
 from resnet_tf.errors import UserError
+from resnet_tf.models.layers import single_input
 from resnet_tf.process import recursion_limit
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
@@ -164,6 +165,7 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
     given = model
     if isinstance(model, keras.Sequential) and model.built:
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    model = single_input(model)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
         found = type(model).__name__
         raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
@@ -249,6 +251,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     def copy(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Model):
             return fold_batch_norm(layer)
+        if isinstance(layer, layers.TFSMLayer):
+            raise UserError("a SavedModel has no layers to fold; leave fold_bn=True out", argument="fold_bn")
         config = layer.get_config()
         if isinstance(layer, layers.Layer) and layer.dtype_policy.name != "float32":
             config["dtype"] = "float32"

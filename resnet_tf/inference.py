@@ -1,5 +1,6 @@
 """Run a network on images: compiled, in batches, and scored."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import isnan
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_tf.config import Precision
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fold_batch_norm, fused_view
+from resnet_tf.models.layers import begins_normalized, scaled
 from resnet_tf.reports import metrics
 from resnet_tf.reports.html import write_report
 
@@ -139,6 +141,10 @@ def output_type(model: keras.Model) -> OutputType:
     last = layers[-1]
     if isinstance(last, keras.Model):
         return output_type(last)
+    if isinstance(last, keras.layers.TFSMLayer):  # which only its outputs tell
+        images = np.random.default_rng(0).uniform(0, 255, (4, *(side or 64 for side in model.input_shape[1:])))
+        outputs = np.asarray(model(images))
+        return "softmax" if outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-3) else "logits"
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
         return "softmax"
     if _is_linear(last):
@@ -148,6 +154,41 @@ def output_type(model: keras.Model) -> OutputType:
         f"the network ends in {type(last).__name__} {last.name!r} with {activation}; only a linear or a softmax "
         "output can be scored: rebuild it to return logits"
     )
+
+
+def with_scaling(
+    opened: tuple[keras.Model, dict[str, Any], str], mean: Any, std: Any, input_scale: float | None
+) -> tuple[keras.Model, dict[str, Any], str]:
+    """A model of `open_model` behind the scaling of its input that is asked for."""
+    model, sidecar, name = opened
+    asked = [key for key, v in (("mean", mean), ("std", std), ("input_scale", input_scale)) if v is not None]
+    if not asked:
+        return opened
+    if begins_normalized(model):
+        raise UserError(f"{name} scales its input itself, in its first layers; leave {asked[0]}=… out")
+    return scaled(model, _image(mean), std, input_scale), sidecar, name
+
+
+def warn_unscaled(model: keras.Model, sidecar: dict[str, Any], name: str) -> None:
+    """Warn where nothing says that a model takes raw pixels, which it is given."""
+    if not sidecar.get("preprocessing") and not begins_normalized(model):
+        warnings.warn(
+            f"{name} does not begin with a Rescaling or Normalization layer: it is given raw pixels 0-255; if it was "
+            "trained on scaled ones, pass input_scale=… (such as 1/255), mean=… and std=… (input_scale=1 for raw ones)",
+            stacklevel=3,
+        )
+
+
+def _image(mean: Any) -> Any:
+    """A mean, read from its file where that is given."""
+    if not isinstance(mean, str | Path):
+        return mean
+    try:
+        return np.load(mean)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"mean={str(mean)!r} cannot be read ({error}); give numbers 0-255 or a file of numpy.save", argument="mean"
+        ) from error
 
 
 def compiled_forward(network: keras.Model, image_dtype: tf.DType = tf.uint8) -> Callable[[ArrayLike], tf.Tensor]:

@@ -17,7 +17,7 @@ from resnet_tf.config import Precision
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
-from resnet_tf.inference import compiled_inference, output_type
+from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
 from resnet_tf.pretrained.zoo import imagenet_classes
 from resnet_tf.reports.metrics import log_softmax
 from resnet_tf.saving import open_model
@@ -91,19 +91,22 @@ def predict(
     resize: int | None = None,
     crop: int | None = None,
     batch_size: int = 32,
+    mean: Any = None,
+    std: Any = None,
+    input_scale: float | None = None,
     precision: Precision = "float32",
     fold_bn: bool = False,
 ) -> list[Prediction]:
     """Classify images.
 
     Args:
-        model: a keras.Model that takes raw pixels, a result of `train`, a .keras file, the directory of a run, weights
-            that ship with the package ("resnet20_v2:cifar10"), or a network that torchvision publishes weights for.
+        model: as in `evaluate`, or a network that torchvision publishes ImageNet weights for ("resnet50").
         images: a file, folder or pattern, an array uint8 (H, W, C) or (N, H, W, C), or a list of files and arrays.
         top: classes of each image, likeliest first.
         resize: pixels that the shorter side is resized to; None goes by the model.
         crop: side of the square cut from the center; None goes by the model.
         batch_size: images at once.
+        mean, std, input_scale: scaling of the input of a model that does not do it itself, as in `evaluate`.
         precision: "float32", "mixed_bfloat16" or "mixed_float16", what it computes in.
         fold_bn: fold batch normalization into convolutions first.
 
@@ -116,7 +119,7 @@ def predict(
     found = find_inputs(images)
     return list(
         iter_predictions(
-            *open_model(model, published=True),
+            *with_scaling(open_model(model, published=True), mean, std, input_scale),
             found,
             top=top,
             resize=resize,
@@ -188,6 +191,7 @@ def iter_predictions(
         raise UserError(f"{name} takes {shape}; only images (height, width, 1 or 3 channels) will do")
     if not isinstance(outputs, tuple) or len(outputs) != 2:
         raise UserError(f"{name} puts out {outputs}; only the (batch, classes) of a classifier will do")
+    warn_unscaled(model, sidecar, name)
     names, wnids = class_table(sidecar, outputs[1])
     probabilities = probabilities_of(model, precision, fold_bn)
     frame = crop_of(shape, sidecar, resize, crop)

@@ -1,7 +1,9 @@
 """`evaluate()`: the metrics of a model on labelled images."""
 
 import dataclasses
+import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from resnet_tf.data.loader import ArraySource, Subset
 from resnet_tf.data.prepare import as_split, resized, subset_to_test
 from resnet_tf.data.tf_dataset import TfSubset
 from resnet_tf.errors import UserError, some
-from resnet_tf.inference import EvalMetrics, compiled_inference, evaluate_batches, output_type
+from resnet_tf.inference import (
+    EvalMetrics,
+    compiled_inference,
+    evaluate_batches,
+    output_type,
+    warn_unscaled,
+    with_scaling,
+)
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
 from resnet_tf.reports.runs import COMMAND
@@ -28,12 +37,16 @@ from resnet_tf.saving import NO_DATASET, model_path, open_model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledDataset:
-    """Images to evaluate a model on, with the name of the data set, what they are in words, and their classes."""
+    """Images to evaluate a model on, with the name of the data set, what they are in words, and their classes.
+
+    `train` are its training images, where those are an array.
+    """
 
     name: str
     source: str
     class_names: Sequence[str]
     subset: Any
+    train: Any = None
 
 
 def evaluate(
@@ -44,6 +57,9 @@ def evaluate(
     data_dir: str | os.PathLike[str] | None = None,
     on_bad_image: str | None = None,
     batch_size: int | None = None,
+    mean: Any = None,
+    std: Any = None,
+    input_scale: float | None = None,
     precision: Precision = "float32",
     fold_bn: bool = False,
     class_names: Sequence[str] | None = None,
@@ -52,8 +68,9 @@ def evaluate(
     """Evaluate a model on labelled images, every image counted once.
 
     Args:
-        model: a keras.Model that takes raw pixels and returns logits or softmax probabilities, a result of `train`, a
-            .keras file, the directory of a run, or weights that ship with the package ("resnet20_v1:cifar10").
+        model: a keras.Model of images that returns logits or softmax probabilities, a result of `train`, a .keras or
+            .h5 file, a SavedModel, the directory of a run, or weights that ship with the package
+            ("resnet20_v1:cifar10").
         data: a name ("cifar10", "shapes", "folder:PATH", …: its test images), a tuple (images uint8 (N, H, W, C),
             labels (N,)), a `Dataset` (its test images) or a `tf.data.Dataset` of (image batch, label batch); None takes
             what the model's sidecar says it was trained on.
@@ -61,6 +78,11 @@ def evaluate(
         data_dir: folder or archive with CIFAR.
         on_bad_image: "stop" or "skip" where image files are damaged; None as the model was trained.
         batch_size: images at once; None takes 500, fewer of large ones.
+        mean: what a model without a normalization of its own gets subtracted from pixels 0-255: a number, one per
+            channel, an image (or its .npy file), or "pixel-mean", the mean image of the training data (as in the Keras
+            tutorial).
+        std: what the difference is divided by: a number, or one per channel.
+        input_scale: what it is multiplied by, in place of `std`, such as 1 / 255; 1 says that nothing is to be done.
         precision: "float32", "mixed_bfloat16" or "mixed_float16", what it computes in.
         fold_bn: fold batch normalization into convolutions first.
         class_names: names of the classes where neither the data nor the model's sidecar has them.
@@ -80,7 +102,18 @@ def evaluate(
         check_name(data, data_dir)
     network, sidecar, name = open_model(model, best=best)
     tests = _find_tests(network, sidecar, name, data, data_dir, on_bad_image, class_names)
+    if isinstance(mean, str) and mean == "pixel-mean":
+        mean = _pixel_mean(tests)
+    network, *_ = with_scaling((network, sidecar, name), mean, std, input_scale)
     metrics = score_subset(network, name, tests, batch_size, log, precision, fold_bn, keep=True)
+    warn_unscaled(network, sidecar, name)
+    chance = 1 / len(tests.class_names)
+    if metrics.top1 < chance + 0.05 * (1 - chance) + 3 * math.sqrt(chance * (1 - chance) / metrics.images):
+        warnings.warn(
+            f"top-1 {100 * metrics.top1:.2f} % is near chance, which is {100 * chance:.2f} %: check the scaling of the "
+            "input (input_scale=…, mean=…, std=…), the data and the order of the classes",
+            stacklevel=2,
+        )
     run = model_path(model, best).parent if isinstance(model, str | os.PathLike) else getattr(model, "run_dir", None)
     curves = None if run is None else run / "curves.png"
     about = _about(network, sidecar, run)
@@ -95,6 +128,15 @@ def _about(model: keras.Model, sidecar: dict[str, Any], run: Path | None) -> dic
     if run is not None and (run / COMMAND).is_file():
         about["command"] = (run / COMMAND).read_text(encoding="utf-8").strip()
     return about
+
+
+def _pixel_mean(tests: LabelledDataset) -> np.ndarray:
+    if tests.train is None:
+        raise UserError(
+            f"mean='pixel-mean' needs training images in memory, and {tests.name} has none; give numbers or an image",
+            argument="mean",
+        )
+    return np.asarray(np.mean(tests.train, axis=0, dtype=np.float64))
 
 
 def _find_tests(
@@ -129,7 +171,7 @@ def _find_tests(
                 f"{name} knows the classes {some(known)}; {data.name} has {some(data.class_names)}; evaluate it on "
                 "what it was trained on (leave the data set out), or on images of its classes"
             )
-        return LabelledDataset(data.name, data.source, data.class_names, subset_to_test(data, crop))
+        return LabelledDataset(data.name, data.source, data.class_names, subset_to_test(data, crop), data.train.images)
     outputs = int(model.output_shape[-1])
     names = tuple(known or class_names or (f"class {index}" for index in range(outputs)))
     if isinstance(data, tf.data.Dataset):

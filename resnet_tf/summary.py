@@ -35,6 +35,8 @@ def summarize(model: keras.Model) -> list[StageSummary]:
     if not hasattr(model, "operations"):
         raise UserError(f"a summary needs a functional Keras model, not {type(model).__name__}; save it as one")
     members = flat_layers(model)
+    if any(isinstance(layer, layers.TFSMLayer) for layer in members):
+        raise UserError("a SavedModel has no layers to sum up; give the .keras or .h5 file that it was made from")
     named = [index for index, layer in enumerate(members) if _stage_of(layer.name)]
     stages: dict[str, list[layers.Layer]] = {}
     name = "input" if named else "network"

@@ -72,7 +72,7 @@ FLAGS = [
     ((*SHAPES, "--data-dir", "."), "--data-dir does not go with --dataset shapes"),
     (("evaluate",), "required: MODEL_OR_RUN"),
     (("evaluate", "nowhere.keras"), "nowhere.keras does not exist"),
-    (("evaluate", "notes.txt"), "notes.txt is no .keras file"),
+    (("evaluate", "notes.txt"), "notes.txt is no Keras model"),
     (("evaluate", "empty.keras", "--dataset", "shapes"), "empty.keras cannot be loaded as a Keras model"),
     (("evaluate", "truncated.keras", "--dataset", "shapes"), "truncated.keras cannot be loaded as a Keras model"),
     (("evaluate", "lambda.keras", "--dataset", "shapes"), "lambda.keras cannot be loaded as a Keras model"),

@@ -146,7 +146,7 @@ def test_damaged_files(finished_run, tmp_path):
     [
         (["none.keras"], "none.keras does not exist; name a .keras file or the folder of a run"),
         (["."], "final.keras does not exist; finish the run first"),
-        (["model.h5"], "model.h5 is no .keras file"),
+        (["model.txt"], "model.txt is no Keras model"),
         (["good.keras", "--best"], "--best goes with the folder of a run"),
         (["good.keras"], "does not say what it was trained on; give --dataset (cifar10, cifar100, shapes, folder:PATH"),
         (["good.keras", "--dataset", "shapes", "--batch-size", "0"], "--batch-size 0 is out of range"),
@@ -156,7 +156,7 @@ def test_damaged_files(finished_run, tmp_path):
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("model.h5", "good.keras"):
+    for name in ("model.txt", "good.keras"):
         (tmp_path / name).write_bytes(b"")
     code = exit_code(["evaluate", *arguments])
     error = capsys.readouterr().err

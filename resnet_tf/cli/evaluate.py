@@ -10,7 +10,7 @@ from resnet_tf.files import write_json
 from resnet_tf.process import load_tensorflow
 from resnet_tf.saving import NO_DATASET, model_path, read_sidecar
 
-MODEL_HELP = "a .keras file, the folder of a run, or weights that come with the package (NETWORK:NAME)"
+MODEL_HELP = "a .keras or .h5 file, a SavedModel or run folder, or weights that come with the package (NETWORK:NAME)"
 
 
 def make_parser() -> Parser:
@@ -56,6 +56,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         data_dir=arguments.data_dir,
         on_bad_image=arguments.on_bad_image,
         batch_size=arguments.batch_size,
+        mean=arguments.mean,
+        std=arguments.std,
+        input_scale=arguments.input_scale,
         precision=arguments.precision,
         fold_bn=arguments.fold_bn,
         log=print,

@@ -5,10 +5,12 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import math
 import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO, cast
@@ -16,7 +18,7 @@ from typing import Any, ClassVar, NoReturn, TextIO, cast
 from resnet_tf import __version__
 from resnet_tf.config import OPTIONS, PRECISIONS, TrainConfig
 from resnet_tf.errors import UserError
-from resnet_tf.recipes import attribute_texts
+from resnet_tf.recipes import attribute_texts, floats
 
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
@@ -88,6 +90,16 @@ def add_train_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of how a model runs."""
+    group = parser.add_argument_group("for a model that takes scaled pixels and does not scale them itself")
+    group.add_argument("--input-scale", type=ratio, metavar="X", help="times this after --mean, such as 1/255")
+    group.add_argument(
+        "--mean",
+        type=numbers_or_file,
+        metavar="R,G,B",
+        help="subtracted, 0-255 units; or one number, an image (FILE.npy), in evaluate also pixel-mean: the training "
+        "data's mean image",
+    )
+    group.add_argument("--std", type=floats, metavar="R,G,B", help="divided by, in place of --input-scale")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -95,6 +107,17 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
         help="what it computes in; 16 bits are faster where the processor has them, and change the results slightly",
     )
     parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions first")
+
+
+def ratio(text: str) -> float:
+    """A number such as 0.5 or 1/255; not a number where the denominator is 0."""
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / (float(denominator or 1) or math.nan)
+
+
+def numbers_or_file(text: str) -> tuple[float, ...] | str:
+    """Numbers such as 125,123,114, or an .npy file, or "pixel-mean"."""
+    return text if text == "pixel-mean" or text.endswith(".npy") else floats(text)
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -143,7 +166,8 @@ def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], la
     reader of its output has gone (as with `| head`). One that is `lasting` goes on when nobody takes what it prints.
     """
     lasting_output = contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout)))
-    with lasting_output if lasting else contextlib.nullcontext():
+    with warnings.catch_warnings(), lasting_output if lasting else contextlib.nullcontext():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             code = command(argv)
             _flush_output()
@@ -157,6 +181,10 @@ def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], la
             _silence(sys.stdout)
             return 128 + signal.SIGPIPE
     return code if isinstance(code, int) else 0
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"resnet-tf: warning: {' '.join(in_flags(str(message), Parser.flags).split())}", file=sys.stderr)
 
 
 def escape_unprintable() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from resnet_tf.cli.evaluate import MODEL_HELP
 from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file, writing
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
@@ -25,8 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .keras file, the folder of a run, weights that come with the package (NETWORK:NAME), or a "
-        "network that torchvision publishes ImageNet weights for",
+        help=f"{MODEL_HELP}, or a network that torchvision publishes ImageNet weights for",
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder (searched to any depth) or pattern")
     parser.add_argument("--top", type=int, default=5, help="classes to print of each image (default: %(default)s)")
@@ -55,12 +55,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     load_tensorflow()
     from tqdm import tqdm
 
+    from resnet_tf.inference import with_scaling
     from resnet_tf.prediction import expand_patterns, iter_predictions
     from resnet_tf.saving import open_model
 
     paths = expand_patterns(arguments.images)
     options = {key: getattr(arguments, key) for key in ("top", "resize", "crop", "batch_size", "precision", "fold_bn")}
-    found = iter_predictions(*open_model(arguments.model, published=True), paths, **options)
+    scaling = arguments.mean, arguments.std, arguments.input_scale
+    found = iter_predictions(*with_scaling(open_model(arguments.model, published=True), *scaling), paths, **options)
     bar = tqdm(found, total=len(paths), unit="image", disable=len(paths) < 2 or not sys.stderr.isatty())
     predictions: list[Prediction] = []
     for prediction in bar:

@@ -15,7 +15,9 @@ def make_parser() -> Parser:
         prog="resnet-tf summary",
         description="Output shapes, parameters and multiply-adds of a network, by stage.",
     )
-    parser.add_argument("model", metavar="MODEL_NAME|FILE", help="a network by name, a .keras file or a run folder")
+    parser.add_argument(
+        "model", metavar="MODEL_NAME|FILE", help="a network by name, a .keras or .h5 file, or a run folder"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the units and their shortcuts (.png, .pdf or .svg)")
     group = parser.add_argument_group("for a network by name")
     group.add_argument("--classes", type=int, help="outputs of the classifier")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
@@ -42,6 +43,55 @@ def normalization(x: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     scale = [[[1.0 / float(s) for s in std]]]
     offset = [[[-float(m) / float(s) for m, s in zip(mean, std, strict=True)]]]
     return layers.Rescaling(scale, offset, dtype="float32", name="normalization")(x)
+
+
+def scaled(model: keras.Model, mean: Any, std: Any, input_scale: float | None) -> keras.Model:
+    """A model of raw pixels around one that takes (x - mean) / std, or (x - mean) * input_scale, over its variables.
+
+    `mean` and `std` are a number, a number per channel or an image, in 0-255 units; None leaves a part out.
+    """
+    if std is not None and input_scale is not None:
+        raise UserError("std and input_scale both scale the input; give one of them", argument="input_scale")
+    if input_scale is not None and not 0 < input_scale < np.inf:
+        raise UserError(f"input_scale={input_scale} is out of range; give a number above 0, such as 1/255")
+    shape = model.input_shape[1:]
+    offset, divisor = (np.asarray(default if v is None else v, float) for v, default in ((mean, 0.0), (std, 1.0)))
+    for argument, value in (("mean", offset), ("std", divisor)):
+        if value.shape not in ((), (1,), shape[-1:], shape) or not np.isfinite(value).all():
+            raise UserError(
+                f"{argument} has the shape {value.shape}, and {model.name} takes images {shape}; give a number, a "
+                "number for each channel, or an image",
+                argument=argument,
+            )
+        if 0 < value.max() < 1 or (argument == "std" and value.min() <= 0):
+            raise UserError(f"{argument} is in units of pixels 0-255, and {value.max():.3g} is not", argument=argument)
+    scale = (input_scale or 1.0) / divisor
+    # Three axes: Keras turns a flat list into (channels, 1, 1) where keras.json says channels_first.
+    factors = [np.broadcast_to(v, np.broadcast_shapes(v.shape, (1, 1, 1))).tolist() for v in (scale, -offset * scale)]
+    inputs = keras.Input(shape, name="images")
+    return keras.Model(inputs, model(layers.Rescaling(*factors, dtype="float32")(inputs)), name=model.name)
+
+
+_ARITHMETIC = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract")
+
+
+def begins_normalized(model: keras.Model) -> bool:
+    """Whether a model does arithmetic on the pixels before its first layer with trained weights."""
+    for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, keras.Model):
+            return begins_normalized(operation)
+        if type(operation).__name__ in _ARITHMETIC:
+            return True
+        if getattr(operation, "weights", None):
+            return False
+    return False
+
+
+def single_input(model: keras.Model) -> keras.Model:
+    """A model whose one input is in a list, as Keras 2 wrote them, as one of the tensor; any other as it is."""
+    if hasattr(model, "operations") and len(model.inputs) == 1 and isinstance(model.input, list | dict):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return model
 
 
 def head(x: Any, *, include_top: bool, pooling: str | None, classes: int, activation: str | None) -> Any:
