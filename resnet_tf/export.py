@@ -1,25 +1,27 @@
 """`export_model()`: a model in the format of another runtime, read back and compared before it is said to work."""
 
 import contextlib
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 from numpy.typing import NDArray
 
 from resnet_tf.config import FORMATS, QUANTIZATIONS
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.files import replacing, write_json
+from resnet_tf.files import replacing, replacing_folder, write_json, write_text
 from resnet_tf.fused import fold_batch_norm, fused_view
 from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
-from resnet_tf.process import suppress_output
+from resnet_tf.prediction import class_table
+from resnet_tf.process import recursion_limit, suppress_output
 from resnet_tf.saving import open_model
 from resnet_tf.scoring import check_input
 
@@ -65,11 +67,16 @@ def export_model(
     *,
     quantize: str | None = None,
     fold_bn: bool = False,
+    softmax: bool = False,
+    uint8_input: bool = False,
     data: Any = None,
     data_dir: str | os.PathLike[str] | None = None,
     best: bool = False,
 ) -> Comparison:
     """Write a model in another format, read that back, and compare; a JSON sidecar comes beside it.
+
+    The input is called "images" (raw pixels, 0-255), the output "logits" or "probabilities". The names of the classes
+    are in the metadata of ONNX (a JSON list under "labels"), and in NAME.labels.txt beside TFLite and SavedModel.
 
     Nothing is left at `path` (what was there stays) unless the comparison passes.
 
@@ -81,6 +88,8 @@ def export_model(
         quantize: for "tflite": "float16" weights, or "int8" weights and activations, calibrated on training images of
             `data`; inputs and outputs stay float.
         fold_bn: fold batch normalization into convolutions.
+        softmax: return probabilities where the model returns logits.
+        uint8_input: take uint8 pixels, not float32; a .keras file takes both.
         data: name of a data set or a `Dataset`: compare on its test images, and measure both accuracies on 1000.
         data_dir: folder or archive with CIFAR.
         best: of a run, the model with the best validation accuracy.
@@ -92,13 +101,17 @@ def export_model(
         UserError: a package is missing, an argument does not fit, the export cannot be written or read back, or it
             differs too much.
     """
-    check_request(format, quantize, data is not None)
+    _check_request(format, quantize, data is not None, uint8_input)
     path = Path(path)
     original, sidecar, name = open_model(model, best=best)
+    if softmax and output_type(original) == "logits":
+        probabilities = layers.Softmax(dtype="float32", name="probabilities")(original.outputs[0])
+        original = keras.Model(original.inputs[0], probabilities, name=original.name)
+    labels = [] if _output_name(original) == "outputs" else class_table(sidecar, int(original.output_shape[-1]))[0]
     dataset: Any = load_dataset(data, data_dir) if isinstance(data, str) else data
-    if dataset is not None and dataset.test is None:
-        raise UserError(f"{dataset.name} has no test images to compare on", argument="data")
     if dataset is not None:
+        if dataset.test is None:
+            raise UserError(f"{dataset.name} has no test images to compare on", argument="data")
         check_input(original, name, dataset.name, dataset.test.images.shape[1:])
     comparison = write_export(
         fold_batch_norm(original) if fold_bn else original,
@@ -108,13 +121,15 @@ def export_model(
         quantize=quantize,
         calibration=None if dataset is None else _spread(dataset.train.images, CALIBRATED),
         reference=original,
+        uint8_input=uint8_input,
+        labels=labels,
     )
     if sidecar:
         write_json(path.with_name(f"{path.stem}.json"), sidecar)
-    accuracies = _accuracies(original, path, format, dataset)
-    return Comparison(
-        comparison.difference, comparison.largest, comparison.agreement, comparison.bound, path, *accuracies
-    )
+    if labels and format in ("saved_model", "tflite"):
+        write_text(path.with_suffix(".labels.txt"), "\n".join(labels) + "\n")
+    accuracy, original_accuracy = _accuracies(original, path, format, dataset)
+    return replace(comparison, path=path, accuracy=accuracy, original_accuracy=original_accuracy)
 
 
 def write_export(
@@ -126,13 +141,17 @@ def write_export(
     quantize: str | None = None,
     calibration: NDArray[np.float32] | None = None,
     reference: keras.Model | None = None,
+    uint8_input: bool = False,
+    labels: Sequence[str] = (),
 ) -> Comparison:
     """Write a functional float32 model, and compare it on `images` (N, H, W, C) with `reference`, by default itself."""
+    if uint8_input:
+        images = np.rint(images.clip(0, 255))
     expected = np.asarray((reference or model).predict_on_batch(images), np.float32)
     with _replacing(path, folder=kind == "saved_model") as temporary:
         try:
             with suppress_output():
-                _WRITERS[kind](model, temporary, quantize, calibration)
+                _write(model, temporary, kind, uint8_input, quantize, calibration, labels)
                 forward = load_export(temporary, kind)
                 found = forward(images)
         except UserError:
@@ -186,28 +205,12 @@ def compare(expected: NDArray[Any], found: NDArray[Any], tolerance: float | None
 
 
 def load_export(path: Path, kind: str) -> Forward:
-    """Read an export with its own runtime.
-
-    Returns:
-        Function from float32 images (N, H, W, C) to the float32 outputs of the network.
-
-    Raises:
-        UserError: the runtime is not installed.
-    """
+    """Read an export with its own runtime: a function from float32 images (N, H, W, C) to the network's outputs."""
     return _READERS[kind](path)
 
 
-def check_request(kind: str, quantize: str | None, calibrated: bool) -> None:
-    """Find out before any work whether an export can be made.
-
-    Args:
-        kind: one of `FORMATS`.
-        quantize: one of `QUANTIZATIONS`.
-        calibrated: whether there are images to calibrate on.
-
-    Raises:
-        UserError: a value is not allowed, two do not go together, or a package is missing.
-    """
+def _check_request(kind: str, quantize: str | None, calibrated: bool, uint8_input: bool) -> None:
+    """Raise UserError before any work where a value is not allowed, two do not go together, or a package is missing."""
     if kind not in FORMATS:
         raise UserError(f"format={kind!r} is not known; allowed: {', '.join(FORMATS)}")
     if quantize not in QUANTIZATIONS:
@@ -216,6 +219,8 @@ def check_request(kind: str, quantize: str | None, calibrated: bool) -> None:
         raise UserError(f"quantize={quantize!r} goes with format='tflite', not {kind}")
     if quantize == "int8" and not calibrated:
         raise UserError("quantize='int8' needs training images to calibrate on; give data=…")
+    if uint8_input and kind == "keras":
+        raise UserError("uint8_input=True does not go with format='keras', which takes uint8 as it is; leave it out")
     if kind == "onnx":
         for module in ("onnx", "tf2onnx", "onnxruntime"):
             optional_import(module, "onnx")
@@ -223,61 +228,60 @@ def check_request(kind: str, quantize: str | None, calibrated: bool) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path, folder: bool) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends well.
-
-    Raises:
-        UserError: the place is taken by something else, or cannot be written.
-    """
+    """A temporary path that takes the place of `path` when the block ends well; UserError where that cannot be."""
     if path.is_dir() and not (folder and (path / "saved_model.pb").exists()):
         raise UserError(f"{path} is a folder that is no export; give another output=…")
     if not path.absolute().parent.is_dir():
         raise UserError(f"output={str(path)!r}: its folder does not exist; make it or give another output=…")
     try:
-        with _replacing_folder(path) if folder else replacing(path) as temporary:
+        with replacing_folder(path) if folder else replacing(path) as temporary:
             yield temporary
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); give another output=…") from error
 
 
-@contextlib.contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    temporary, old = path.with_name(f".new-{path.name}"), path.with_name(f".old-{path.name}")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _output_name(model: keras.Model) -> str:
     try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        return {"logits": "logits", "softmax": "probabilities"}[output_type(model)]
+    except UserError:  # no classifier
+        return "outputs"
 
 
-def _write_keras(model: keras.Model, path: Path, quantize: str | None, calibration: Any) -> None:
-    model.save(path)
+def _serving_model(model: keras.Model, uint8_input: bool) -> keras.Model:
+    """The fused view of a model with the names and types that a server sees."""
+    images = keras.Input(model.input_shape[1:], dtype="uint8" if uint8_input else "float32", name="images")
+    pixels = keras.ops.cast(images, "float32") if uint8_input else images
+    with recursion_limit(len(model.layers)):
+        return keras.Model(images, {_output_name(model): fused_view(model)(pixels)}, name=model.name)
 
 
-def _write_saved_model(model: keras.Model, path: Path, quantize: str | None, calibration: Any) -> None:
-    fused_view(model).export(path, format="tf_saved_model", verbose=False)
-
-
-def _write_tflite(model: keras.Model, path: Path, quantize: str | None, calibration: Any) -> None:
-    converter = tf.lite.TFLiteConverter.from_keras_model(fused_view(model))
-    if quantize:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    path.write_bytes(converter.convert())
-
-
-def _write_onnx(model: keras.Model, path: Path, quantize: str | None, calibration: Any) -> None:
-    view = fused_view(model)
-    view(np.zeros((1, *(side or 32 for side in model.input_shape[1:])), np.float32))  # the exporter wants a used model
-    view.export(path, format="onnx", verbose=False)
+def _write(
+    model: keras.Model, path: Path, kind: str, uint8_input: bool, quantize: str | None, calibration: Any, labels: Any
+) -> None:
+    if kind == "keras":
+        model.save(path)
+        return
+    serving = _serving_model(model, uint8_input)
+    if kind == "saved_model":
+        serving.export(path, format="tf_saved_model", verbose=False)
+    elif kind == "onnx":
+        serving(np.zeros((1, *(side or 32 for side in model.input_shape[1:])), np.uint8))  # it exports used models only
+        serving.export(path, format="onnx", verbose=False)
+        onnx = optional_import("onnx", "onnx")
+        written = onnx.load(path)
+        onnx.helper.set_model_props(written, {"labels": json.dumps(list(labels))} if labels else {})
+        onnx.save(written, path)
+    else:
+        converter = tf.lite.TFLiteConverter.from_keras_model(serving)
+        if quantize:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantize == "int8":
+            samples = calibration.astype(serving.input.dtype)
+            converter.representative_dataset = lambda: ([image[None]] for image in samples)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        path.write_bytes(converter.convert())
 
 
 def _read_keras(path: Path) -> Forward:
@@ -286,32 +290,30 @@ def _read_keras(path: Path) -> Forward:
 
 
 def _read_saved_model(path: Path) -> Forward:
-    loaded = tf.saved_model.load(str(path))
-    return lambda images: np.asarray(loaded.serve(tf.constant(images)), np.float32)
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    dtype = serve.structured_input_signature[1]["images"].dtype
+    return lambda images: next(iter(serve(images=tf.cast(images, dtype)).values())).numpy()
 
 
 def _read_tflite(path: Path) -> Forward:
-    interpreter = tf.lite.Interpreter(model_content=path.read_bytes())
-    source = interpreter.get_input_details()[0]["index"]
+    try:
+        litert = optional_import("ai_edge_litert.interpreter", "litert")
+    except UserError:  # TensorFlow has the same interpreter, and is going to drop it
+        litert = tf.lite
+    interpreter = litert.Interpreter(model_content=path.read_bytes())
+    run, dtype = interpreter.get_signature_runner(), interpreter.get_input_details()[0]["dtype"]
 
     def forward(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs = []
-        for image in images:  # some kernels plan for one image; one by one always works
-            interpreter.resize_tensor_input(source, (1, *image.shape))
-            interpreter.allocate_tensors()
-            interpreter.set_tensor(source, image[None])
-            interpreter.invoke()
-            outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
-        return np.stack(outputs).astype(np.float32)
+        # Some kernels plan for one image; one by one always works.
+        return np.concatenate([next(iter(run(images=image[None].astype(dtype)).values())).copy() for image in images])
 
     return forward
 
 
 def _read_onnx(path: Path) -> Forward:
     session = optional_import("onnxruntime", "onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0].name
-    return lambda images: np.asarray(session.run(None, {source: images})[0], np.float32)
+    dtype = np.uint8 if session.get_inputs()[0].type == "tensor(uint8)" else np.float32
+    return lambda images: np.asarray(session.run(None, {"images": images.astype(dtype)})[0], np.float32)
 
 
-_WRITERS = {"keras": _write_keras, "saved_model": _write_saved_model, "tflite": _write_tflite, "onnx": _write_onnx}
 _READERS = {"keras": _read_keras, "saved_model": _read_saved_model, "tflite": _read_tflite, "onnx": _read_onnx}

@@ -1,6 +1,9 @@
+import json
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from resnet_tf import export
@@ -8,6 +11,11 @@ from resnet_tf.cli import export as command
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fold_batch_norm
 from resnet_tf.models.registry import build_model
+
+try:
+    from ai_edge_litert import interpreter as litert
+except ImportError:
+    litert = tf.lite
 
 
 def stirred(model, seed=0):
@@ -111,6 +119,60 @@ def test_onnx(small, tmp_path):
     assert export.write_export(small, tmp_path / "a.onnx", "onnx", 60 + 40 * pictures(16, 16, 3)).passed
 
 
+def served(kind, path):
+    """What another runtime knows of an export: its input's name and type, its output's name, and how it runs."""
+    if kind == "saved_model":
+        run = tf.saved_model.load(str(path)).signatures["serving_default"]
+        ((source, spec),) = run.structured_input_signature[1].items()
+        (output,) = run.structured_outputs
+        return source, spec.dtype.as_numpy_dtype, output, lambda images: run(images=tf.constant(images))[output].numpy()
+    if kind == "tflite":
+        interpreter = litert.Interpreter(str(path))
+        runner, names = interpreter.get_signature_runner(), interpreter.get_signature_list()["serving_default"]
+        (source,), (output,) = names["inputs"], names["outputs"]
+        return source, interpreter.get_input_details()[0]["dtype"], output, lambda images: runner(images=images)[output]
+    session = pytest.importorskip("onnxruntime", reason="needs the extra onnx").InferenceSession(str(path))
+    (source,), (output,) = session.get_inputs(), session.get_outputs()
+    dtype = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[source.type]
+    return source.name, dtype, output.name, lambda images: session.run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "tflite", "onnx"])
+def test_names_labels_and_bytes_for_a_server(kind, finished_run, shapes, tmp_path):
+    if kind == "onnx":
+        pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+    path = tmp_path / {"saved_model": "1", "tflite": "a.tflite", "onnx": "a.onnx"}[kind]
+    export.export_model(finished_run[0], path, kind, softmax=True, uint8_input=True)
+    source, dtype, output, run = served(kind, path)
+    assert (source, dtype, output) == ("images", np.uint8, "probabilities")
+    model, images = keras.models.load_model(finished_run[0] / "final.keras"), shapes.test.images[:3]
+    np.testing.assert_allclose(run(images), tf.nn.softmax(model(images)), atol=1e-5)
+    if kind == "onnx":
+        properties = {entry.key: entry.value for entry in __import__("onnx").load(path).metadata_props}
+        assert json.loads(properties["labels"]) == list(shapes.class_names)
+    else:
+        assert path.with_suffix(".labels.txt").read_text().split() == list(shapes.class_names)
+    export.export_model(finished_run[0], path, kind)
+    source, dtype, output, run = served(kind, path)
+    assert (source, dtype, output) == ("images", np.float32, "logits")
+    np.testing.assert_allclose(run(images.astype(np.float32)), model(images), atol=1e-4)
+
+
+def test_a_keras_file_with_softmax(finished_run, shapes, tmp_path):
+    export.export_model(finished_run[0], tmp_path / "a.keras", "keras", softmax=True)
+    probabilities = keras.models.load_model(tmp_path / "a.keras")(shapes.test.images[:3])
+    np.testing.assert_allclose(np.sum(probabilities, axis=1), 1, atol=1e-6)
+
+
+def test_features_have_a_name_too(tmp_path):
+    model = build_model("resnet8_v1", input_shape=(16, 16, 3), include_top=False)
+    export.export_model(model, tmp_path / "a", "saved_model")
+    assert served("saved_model", tmp_path / "a")[2] == "outputs"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(UserError, match="only a linear or a softmax"):
+        export.export_model(model, tmp_path / "b", "saved_model", softmax=True)
+
+
 def test_float16_stays_within_its_bound_and_is_smaller(small, tmp_path):
     images = 60 + 40 * pictures(16, 16, 3)
     export.write_export(small, tmp_path / "full.tflite", "tflite", images)
@@ -165,6 +227,7 @@ def test_the_command_folds(finished_run, tmp_path):
     [
         (["--format", "keras", "--quantize", "int8"], "format='tflite'"),
         (["--format", "tflite", "--quantize", "int8"], "give data="),
+        (["--format", "keras", "--uint8-input"], "takes uint8 as it is"),
         (["--format", "onnx", "--output", "a.tflite"], "must end in .onnx"),
         (["--format", "keras", "--output", "{run}/final.keras"], "model itself"),
         (["--format", "saved_model", "--output", "{run}"], "no export"),

@@ -30,6 +30,8 @@ def make_parser() -> Parser:
         help="tflite: 16-bit weights, or 8-bit weights and activations calibrated on training images of --dataset",
     )
     parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions")
+    parser.add_argument("--softmax", action="store_true", help="return probabilities, not logits")
+    parser.add_argument("--uint8-input", action="store_true", help="take uint8 pixels, not float32")
     parser.add_argument(
         "--dataset",
         dest="data",
@@ -49,16 +51,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     load_tensorflow()
     from resnet_tf.export import COMPARED, TESTED, export_model
 
-    result = export_model(
-        arguments.model,
-        output,
-        arguments.format,
-        quantize=arguments.quantize,
-        fold_bn=arguments.fold_bn,
-        data=arguments.data,
-        data_dir=arguments.data_dir,
-        best=arguments.best,
-    )
+    result = export_model(path=output, **{name: value for name, value in vars(arguments).items() if name != "output"})
     bound = "no bound on 8 bits" if result.bound is None else f"allowed {result.bound:.3g}"
     print(
         f"{output}: read back; largest difference {result.difference:.3g} ({bound}; largest output "
