@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from resnet_tf.data.cifar import load_dataset
     from resnet_tf.data.dataset import Dataset, Split
+    from resnet_tf.data.prepare import preview
     from resnet_tf.errors import UserError
     from resnet_tf.export import export_model
     from resnet_tf.fitting import train
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "data.cifar": "load_dataset",
     "data.dataset": "Dataset Split",
+    "data.prepare": "preview",
     "errors": "UserError",
     "export": "export_model",
     "fitting": "train",
@@ -85,6 +87,7 @@ __all__ = [
     "load_dataset",
     "make_train_step",
     "predict",
+    "preview",
     "read_iterations",
     "residual_block",
     "room_for_depth",

@@ -113,7 +113,7 @@ def test_every_fenced_block_is_of_a_known_kind():
 # Commands of a shell that the documents may show without their being tried.
 SHELL = {"cp", "curl", "docker", "git", "mkdir", "saved_model_cli", "bash", "ruff", "mypy", "apt-get", ".", "source"}
 # Read-only commands and quick ones: these run. All others are taken apart as far as their command does before it works.
-RUN = {"evaluate", "predict", "compare", "summary", "export"}
+RUN = {"preview", "evaluate", "predict", "compare", "summary", "export"}
 
 
 def commands_in(code):
@@ -219,6 +219,8 @@ def needs_nothing_more(command, arguments):
         return arguments.model not in IMAGENET_NETWORKS
     if command == "evaluate":
         return ":" not in arguments.model and not arguments.report and arguments.dataset in (None, "shapes")
+    if command == "preview":
+        return arguments.data == "shapes"
     return not getattr(arguments, "plot", None)
 
 

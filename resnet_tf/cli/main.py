@@ -23,6 +23,7 @@ from resnet_tf.recipes import attribute_texts, floats
 COMMANDS = {
     "train": "train a network by a recipe, or go on with a run",
     "launch": "a training as several processes on this machine",
+    "preview": "draw images of a data set as the network sees them",
     "evaluate": "score a saved model or a run on a test set",
     "reproduce": "the papers' results in a table; trains what is missing",
     "predict": "classify image files",

@@ -10,16 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from resnet_tf.config import TrainConfig, default_augmentation
+from resnet_tf.config import TrainConfig, default_augmentation, make_config
 from resnet_tf.data.cifar import load_dataset
-from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function
-from resnet_tf.data.dataset import (
-    Dataset,
-    Split,
-    fingerprint,
-    is_image_dataset,
-    stratified_split,
-)
+from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function, name_of
+from resnet_tf.data.dataset import Dataset, Split, fingerprint, is_image_dataset, stratified_split
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import (
@@ -42,6 +36,7 @@ from resnet_tf.data.transforms import (
 )
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import Recipe
+from resnet_tf.reports.plots import draw_preview
 
 Channels = tuple[float, ...]
 RawData = Dataset | ImageDataset | TfData
@@ -284,3 +279,38 @@ def pad_crop_flip(recipe: Recipe, mean: Sequence[float]) -> PadCropFlip:
         mode="reflect" if recipe.pad_mode == "reflect" else "constant",
         fill=mean_fill(mean) if recipe.pad_mode == "mean" else (0,),
     )
+
+
+def preview(data: Any = "cifar10", *, count: int = 16, class_names: Sequence[str] | None = None, **options: Any) -> Any:
+    """Draw the first images of a training as the network sees them: framed as in evaluation, and varied below.
+
+    Args:
+        data: what `train` takes, but a tf.data.Dataset, which this package does not vary.
+        count: number of images.
+        class_names: names of the classes where the data has none.
+        **options: those of `train` that concern images: augment, input_size, data_dir, on_bad_image, seed, pad, …, and
+            model, by which it chooses augmentation and size of files.
+
+    Returns:
+        A matplotlib figure, to be shown or saved: `figure.savefig("grid.png")`.
+
+    Raises:
+        UserError: an argument or the data is not as it must be, or matplotlib is not installed.
+    """
+    if count < 1:
+        raise UserError(f"count={count} is out of range; give 1 or more", argument="count")
+    if isinstance(data, tf.data.Dataset):
+        raise UserError("a tf.data.Dataset is trained on as it is; draw its own batches", argument="data")
+    named = isinstance(data, str | Path)
+    config = make_config(dataset=str(data) if named else "arrays", data_given=not named, **options)
+    raw = open_data(DataArguments(data, class_names=class_names), config, lambda line: None)
+    # Of the statistics, only padding with the mean needs any, and they take a pass over all images.
+    unused = None if config.recipe.pad_mode == "mean" else ((0.0,) * 3, (1.0,) * 3)
+    prepared: Any = prepare_data(raw, config, unused)
+    loader = prepared.loader(min(count, len(prepared.train)), config.seed)
+    indices, (varied, labels) = loader.batch_indices(0)[0], loader.batch(0)
+    framed = [prepared.train.source.image(index) for index in indices.tolist()]
+    height, width, _ = prepared.shape
+    augment = name_of(config.augment) or "cifar"
+    title = f"{prepared.name}: {width}×{height} pixels as evaluated, and below as trained on (augment {augment})"
+    return draw_preview(framed, varied, [prepared.class_names[label] for label in labels], title)

@@ -160,6 +160,21 @@ def draw_image(axes: Any, image: NDArray[Any], title: str) -> None:
     axes.set_title(literal(title), fontsize=8, pad=3)
 
 
+def draw_preview(framed: Sequence[Any], varied: Sequence[Any], names: Sequence[str], title: str) -> Any:
+    """Draw images with the names of their classes, eight in a row, and below each what augmentation makes of it."""
+    columns, rows = min(8, len(framed)), -(-len(framed) // 8)
+    made = figure(max(6, 1.5 * columns), 3.3 * rows + 0.5)
+    made.suptitle(literal(title), fontsize=9)
+    grid = made.subplots(2 * rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index, name in enumerate(names):
+        row, column = divmod(index, columns)
+        draw_image(grid[2 * row, column], framed[index], _shortened(name))
+        draw_image(grid[2 * row + 1, column], varied[index], "")
+    return made
+
+
 def caption(predictions: Predictions, index: int) -> str:
     """What an image was taken for, how surely, and, in a second line, whether that is right."""
     names = predictions.class_names
