@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from resnet_tf.data.image_check import check_images
-from resnet_tf.data.image_folder import ImageFiles, find_images
+from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
+from resnet_tf.data.image_list import find_images
 from resnet_tf.data.loader import FileSource, ResizedSource, TrainLoader, source_statistics
 from resnet_tf.data.transforms import AUGMENTATIONS, make_transforms
 

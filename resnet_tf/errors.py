@@ -20,9 +20,9 @@ class UserError(ValueError):
         self.argument = argument
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
     """The first few names, for a message."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def optional_import(module: str, extra: str) -> Any:

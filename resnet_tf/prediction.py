@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_tf.config import Precision
+from resnet_tf.data.image_folder import image_files
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
@@ -158,7 +159,7 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
         if not pattern:
             raise UserError("an image has the empty name; name files, folders or patterns", argument="images")
         if Path(pattern).is_dir():
-            files = sorted(p for p in Path(pattern).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(map(Path, image_files(Path(pattern))))
         elif glob.has_magic(pattern) and not Path(pattern).exists():
             files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
         else:

@@ -51,7 +51,7 @@ def suppress_output(handles: Sequence[int] = (1, 2)) -> Iterator[None]:
             os.dup2(swallowed.fileno(), handle)
         failed = True
         try:
-            with contextlib.redirect_stdout(sys.__stderr__):
+            with contextlib.redirect_stdout(sys.__stderr__ if 1 in handles else sys.stdout):
                 yield
             failed = False
         finally:
@@ -62,6 +62,19 @@ def suppress_output(handles: Sequence[int] = (1, 2)) -> Iterator[None]:
             if failed:
                 swallowed.seek(0)
                 os.write(2, swallowed.read())
+
+
+@contextlib.contextmanager
+def only_python_on_stderr() -> Iterator[None]:
+    """Swallow what C libraries print on stderr, but not what Python does; for the main thread of a command."""
+    if sys.stderr is None or sys.stderr is not sys.__stderr__:  # closed, a notebook's or a test's
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        visible = stack.enter_context(open(os.dup(2), "w", buffering=1, errors="backslashreplace"))
+        stack.enter_context(contextlib.redirect_stderr(visible))
+        stack.enter_context(suppress_output((2,)))
+        yield
 
 
 def load_tensorflow() -> None:

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from resnet_tf.data import cifar, cifar_files
+from resnet_tf.data import cifar
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import fingerprint
 from resnet_tf.errors import UserError
@@ -24,7 +24,7 @@ PYTHON2_UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(cifar_files, "IMAGES_PER_FILE", dict.fromkeys(CIFAR10 + CIFAR100, N))
+    monkeypatch.setattr(cifar, "IMAGES_PER_FILE", dict.fromkeys(CIFAR10 + CIFAR100, N))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.dataset import is_image_dataset
-from resnet_tf.data.image_folder import ImageFiles, find_images, natural_order, read_folder, read_list
+from resnet_tf.data.image_folder import ImageFiles, natural_order, read_folder
+from resnet_tf.data.image_list import find_images, read_list
 from resnet_tf.errors import UserError
 
 
@@ -55,6 +56,49 @@ def test_a_folder_per_split(tmp_path, name):
     assert found["test"].class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("training_set", "validation_set", "test_set"),
+        ("Training", "Validation", "Testing"),
+        ("seg_train", "seg_dev", "seg_test"),
+        ("Train", "Valid", "Test"),
+        ("TRAIN", "VAL", "TEST"),
+        ("train2017", "val2017", "test2017"),
+        ("Train Images", "Validation Images", "Test Images"),
+        ("trainset", "valset", "testset"),
+        ("training-data", "validation-data", "evaluation"),
+        ("asl_alphabet_train", "asl_alphabet_valid", "asl_alphabet_test"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "archive/", "archive/Fruit/"])
+def test_splits_as_data_sets_spell_them(tmp_path, train, validation, test, wrapper):
+    names = [f"{train}/cats/1.jpg", f"{train}/dogs/2.jpg", f"{validation}/dogs/3.jpg", f"{test}/cats/4.jpg"]
+    found = read_folder(plant(tmp_path, *(wrapper + name for name in names), "__MACOSX/x/._1.jpg"))
+    assert {split: shown(files, tmp_path / wrapper) for split, files in found.items()} == {
+        "train": [(names[0], "cats"), (names[1], "dogs")],
+        "validation": [(names[2], "dogs")],
+        "test": [(names[3], "cats")],
+    }
+
+
+def test_a_split_in_a_folder_of_its_own_name(tmp_path):
+    found = read_folder(plant(tmp_path, *(f"seg_{s}/seg_{s}/{c}/1.jpg" for s in ("train", "test") for c in "ab")))
+    assert {split: shown(files, tmp_path)[1:] for split, files in found.items()} == {
+        "train": [("seg_train/seg_train/b/1.jpg", "b")],
+        "test": [("seg_test/seg_test/b/1.jpg", "b")],
+    }
+
+
+def test_classes_that_are_called_like_splits(tmp_path):
+    plant(tmp_path, "bullet_train/ice/1.jpg", "steam_train/old/2.jpg", "tram/3.jpg", "contest/4.jpg", "protest/5.jpg")
+    assert read_folder(tmp_path)["train"].class_names == (
+        *("bullet_train", "contest", "protest", "steam_train", "tram"),
+    )
+    plant(tmp_path / "one", "a/deep/1.jpg")
+    assert shown(read_folder(tmp_path / "one", ["a", "b"])["train"], tmp_path / "one") == [("a/deep/1.jpg", "a")]
+
+
 def test_a_class_may_be_called_train(tmp_path):
     plant(tmp_path, "train/1.jpg", "car/2.jpg")
     assert read_folder(tmp_path)["train"].class_names == ("car", "train")
@@ -62,6 +106,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_hidden_files_other_files_and_images_of_no_class_are_left_alone(tmp_path):
     plant(tmp_path, "a/._1.jpg", "a/.DS_Store", "a/.cache/2.jpg", ".git/3.jpg", "a/read me.txt", "4.jpg", "a/5.jpg")
+    plant(tmp_path, "__MACOSX/a/6.jpg", "a/__MACOSX/7.jpg", "a/.ipynb_checkpoints/5.jpg", "a/@eaDir/5.jpg")
     assert shown(read_folder(tmp_path)["train"], tmp_path) == [("a/5.jpg", "a")]
 
 
@@ -188,6 +233,68 @@ def test_csv(lists, tmp_path, text):
     assert shown(found, tmp_path) == [("a b.jpg", "dog"), ("c, d.jpg", "cat")]
 
 
+FORMS = {
+    "white space": "a b.jpg cat\nc.jpg dog\n",
+    "tab": "a b.jpg\tcat\nc.jpg\tdog\n",
+    "semicolon": "a b.jpg;cat\nc.jpg;dog\n",
+    "comma": "a b.jpg,cat\nc.jpg,dog\n",
+    "label first": "cat a b.jpg\ndog c.jpg\n",
+    "label first, comma": "cat,a b.jpg\ndog,c.jpg\n",
+    "MXNet": "0\t3.0\tcat\ta b.jpg\n".replace("3.0\t", "") + "1\tdog\tc.jpg\n",
+    "GTSRB": "Width,Height,Roi.X1,ClassId,Path\n5,6,1,cat,a b.jpg\n5,6,1,dog,c.jpg\n",
+    "dog breeds": "id,breed\na b,cat\nc,dog\n",
+    "APTOS": "id_code,diagnosis\na b,cat\nc,dog\n",
+    "cassava": "image_id,label\na b.jpg,cat\nc.jpg,dog\n",
+    "pandas": ",filename,label\n0,a b.jpg,cat\n1,c.jpg,dog\n",
+    "pandas, tab": "\tfilename\tlabel\n0\ta b.jpg\tcat\n1\tc.jpg\tdog\n",
+    "semicolons with a header": "name;class\na b.jpg;cat\nc.jpg;dog\n",
+    "label first with a header": "label\timage\ncat\ta b.jpg\ndog\tc.jpg\n",
+    "one-hot": "image,cat,dog\na b,1.0,0.0\nc,0.0,1.0\n",
+    "backslashes": "sub\\a b.jpg cat\nsub\\c.jpg dog\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_the_forms_that_lists_come_in(lists, tmp_path, form, encoding):
+    plant(tmp_path, "sub/a b.jpg", "sub/c.jpg")
+    text = FORMS[form]
+    if form in ("white space", "label first"):
+        plant(tmp_path, "a b.jpg", "c.jpg")
+    folder = "" if form in ("white space", "label first") else "sub/"
+    for name in ("list.txt", "list.csv") if "," in text or ";" in text else ("list.txt", "list.lst"):
+        found = read_list(lists(text.encode(encoding), name))["train"]
+        assert shown(found, tmp_path) == [(f"{folder}a b.jpg", "cat"), (f"{folder}c.jpg", "dog")]
+
+
+def test_latin_1(lists, tmp_path):
+    assert shown(read_list(lists("é.jpg café\n".encode("latin-1")))["train"], tmp_path) == [("é.jpg", "café")]
+
+
+def test_whole_numbers_with_a_point(lists):
+    found = read_list(lists("0\t1.000000\ta.jpg\n1\t0.000000\tb.jpg\n", "train.lst"))["train"]
+    assert (found.labels.tolist(), found.class_names) == ([1, 0], ("0", "1"))
+    assert read_list(lists("a.jpg 1.0\nb.jpg 1.5\n"))["train"].class_names == ("1.0", "1.5")
+
+
+def test_labels_from_1(lists):
+    train, test = lists("a.jpg 2\nb.jpg 1\nc.jpg 3\n"), lists("d.jpg 3\n", "test.txt")
+    found = read_list(train, None, test)
+    assert found["train"].class_names == ("1", "2", "3")
+    assert (found["train"].labels.tolist(), found["test"].labels.tolist()) == ([1, 0, 2], [2])
+    assert read_list(train, class_names=["x", "y", "z"])["train"].labels.tolist() == [1, 0, 2]
+    assert read_list(test, class_names=("1", "2", "3"))["train"].labels.tolist() == [2]
+
+
+def test_identifiers_are_looked_for_where_the_list_lies(lists, tmp_path):
+    plant(tmp_path, "train_images/x1.png", "test_images/x1.png", "deep/er/x2.jpg", "train_images/.x3.png", "x4/x5.jpg")
+    found = read_list(lists("id,label\nx1,a\nx2,b\nx3,a\n", "train.csv"))["train"]
+    assert [path for path, _ in shown(found, tmp_path)] == ["train_images/x1.png", "deep/er/x2.jpg", "x3"]
+    with pytest.raises(UserError, match=r"labels.csv:2 may mean .*test_images/x1.png, .*train_images/x1.png; "):
+        read_list(lists("id,label\nx1,a\n", "labels.csv"))
+    assert shown(read_list(lists("id,label\nx4/x5,a\n", "labels.csv"))["train"], tmp_path) == [("x4/x5.jpg", "a")]
+
+
 def test_a_header_makes_any_list_csv(lists, tmp_path):
     assert shown(read_list(lists("image,class\na b.jpg,new york\n"))["train"], tmp_path) == [("a b.jpg", "new york")]
 
@@ -207,7 +314,7 @@ def test_lists_of_all_splits_number_classes_alike(lists):
         ("", None, "names no image"),
         ("# only a comment\n", None, "names no image"),
         ("a.jpg 0\nb.jpg\n", None, r"list.txt:2 has 'b.jpg' and no more"),
-        ("a.jpg 1\nb.jpg 2\n", None, r"2 integer labels from 1 to 2"),
+        ("a.jpg 2\nb.jpg 3\n", None, r"2 integer labels from 2 to 3"),
         ("a.jpg 0\nb.jpg 2\n", None, r"number them 0 to 1 without gaps"),
         ("a.jpg -1\nb.jpg 0\n", None, r"integer labels from -1 to 0"),
         ("a.jpg 0\nb.jpg 1\nc.jpg cat\n", None, r"list.txt:1 has the integer label 0, .*list.txt:3 the name 'cat'"),
@@ -215,9 +322,16 @@ def test_lists_of_all_splits_number_classes_alike(lists):
         ("a.jpg 0\nb.jpg 1\n", "c.jpg 2\n", r"valid.txt:1: invalid label '2'; expected one of the classes \(0 to 1\)"),
         ("a.jpg ant\nb.jpg cat\n", "c.jpg cow\n", r"'cow'; expected one of the classes \(ant, cat\)"),
         ("path,label\na.jpg,\n", None, "list.txt:2 lacks a path or a label"),
-        ("path,label\na.jpg\n", None, "list.txt:2 lacks a path or a label"),
+        ("path,label\na.jpg\n", None, "list.txt:2 has 'a.jpg' and no more; .* image_id, .*, classid"),
         ("a.jpg " + "9" * 5000 + "\nb.jpg 0\n", None, "one way or the other"),
-        (b"\xff\xfe\x00", None, "not UTF-8 text"),
+        (b"\xff\xfe\x00", None, "is not text"),
+        (
+            "picture;kind\na.jpg;cat\n",
+            None,
+            "'picture;kind', which is no known header; .* tab, comma .* breed",
+        ),
+        ("image,cat,dog\na.jpg,1,1\n", None, "list.txt:2 does not have a 1 in one column and 0 in the others"),
+        ("image,cat,dog\na.jpg,0.5,1\n", None, "list.txt:2 does not have a 1 in one column and 0 in the others"),
     ],
 )
 def test_lists_that_cannot_be_used(lists, train, validation, message):

@@ -1,21 +1,15 @@
 import base64
+import io
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
-from resnet_tf.data.image_io import (
-    JpegInfo,
-    UnreadableImageError,
-    cv2,
-    decode_image,
-    inspect_jpeg,
-    read_bytes,
-    read_image,
-    stored_size,
-)
+from resnet_tf.data.image_header import JpegInfo, inspect_jpeg, stored_size
+from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop, resize
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
@@ -26,6 +20,20 @@ CMYK = base64.b64decode(
     "AwAEEQUSITFBBhNRYQcicRQygZGhCCNCscEVUtHwJDNicoIJChYXGBkaJSYnKCkqNDU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVmZ2hpanN0dX"
     "Z3eHl6g4SFhoeIiYqSk5SVlpeYmZqio6Slpqeoqaqys7S1tre4ubrCw8TFxsfIycrS09TV1tfY2drh4uPk5ebn6Onq8fLz9PX29/j5+v/aAA4E"
     "QwBNAFkASwAAPwD91K/NuvpSv1coooooooooooor/9k="
+)
+
+
+# pillow-heif 1.8: 16 x 24 pixels, red at the top left and blue at the bottom right, saved with EXIF orientation 6.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAcdtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAAAAAE"
+    "RAAAIAAQAAAAAB6wABAAAAAAAAANIAAgAAAAACvQABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAA"
+    "AQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABBmlwcnAAAADlaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAA"
+    "ADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAAB"
+    "AA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAAGAAAAAEAAAAQAAAAAf///9gAAAAC////0AAAAAIAAAAQcGl4aQAAAAADCAgIAAAACW"
+    "lyb3QDAAAAGWlwbWEAAAAAAAAAAQABBoECAwWEhgAAABppcmVmAAAAAAAAAA5jZHNjAAIAAQABAAAA/m1kYXQAAADOKAGvBjIfsbMwXUCj2+Qb///A"
+    "Z9D7SHZ0kf+3jev/bZny4bzpAWrTd76ucIcEeBTfl5atmvNGVfIjMhv9P/2NUMnJCVqisyD0d9+zvtcSRM5TXpBj4XJfm+SZRSa/fc70XHV8nzuuIG"
+    "k0gqeAQfqQxan1cSPcGVVa+8ufDC9R6LFEsW4pRIRe8mJ7fbgSqVMt4+cIofR0xmVsFm4gA/zXpGAk0NWU8g7+fz908gJWaHgsXS4mC2AFKldiePOZ"
+    "Cj2VT+fz908gRZhUQbqwTP0AAAAGRXhpZgAATU0AKgAAAAgAAQESAAMAAAABAAYAAAAAAAA="
 )
 
 
@@ -103,6 +111,75 @@ def test_photos_are_turned_as_exif_says(orientation):
     plain = encoded(".jpg", picture())
     turned = decode_image(plain[:2] + exif(orientation) + plain[2:])
     np.testing.assert_array_equal(turned, TURNS[orientation](decode_image(plain)))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_pictures_of_all_formats_are_turned_as_another_writer_says(kind, orientation):
+    image = pytest.importorskip("PIL.Image")
+    if not pytest.importorskip("PIL.features").check(kind.lower() if kind in ("WEBP", "AVIF") else "zlib"):
+        pytest.skip(f"this Pillow writes no {kind}")
+    exif = image.Exif()
+    exif[0x112] = orientation
+    file = io.BytesIO()
+    image.fromarray(picture()).save(file, kind, exif=exif, **({} if kind in ("PNG", "TIFF") else {"quality": 95}))
+    turned, expected = decode_image(file.getvalue()), TURNS[orientation](picture())
+    assert turned.shape == expected.shape
+    assert np.abs(turned.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".pgm", ".jp2"])
+@pytest.mark.parametrize(("low", "high"), [(0, 200), (0, 4095), (30_000, 30_250)])
+def test_sixteen_bits_of_a_narrow_range_are_stretched(suffix, low, high):
+    levels = np.linspace(low, high, 48 * 64).round().astype(np.uint16).reshape(48, 64)
+    for channels in (1, 3):
+        pixels = decode_image(encoded(suffix, levels), channels)
+        assert pixels.shape == (48, 64, channels)
+        expected = (levels.astype(float) - low) * 255 / (high - low)
+        assert np.abs(pixels - expected[..., None]).max() <= 0.51
+
+
+def test_a_black_picture_of_sixteen_bits_stays_black_and_color_is_stretched_in_one():
+    assert not decode_image(encoded(".png", np.full((8, 8), 100, np.uint16))).any()
+    color = np.zeros((8, 8, 3), np.uint16)
+    color[:4] = (2550, 1020, 0)
+    assert decode_image(encoded(".png", color))[0, 0].tolist() == [255, 102, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("stored", [1, 3])
+def test_tiffs_of_other_depths_are_pictures(dtype, stored):
+    values = np.linspace(-100, 100, 48 * 64 * stored).reshape(48, 64, stored).astype(dtype)
+    expected = (values.astype(float) + 100) * 255 / 200
+    if dtype in (np.float32, np.float64):
+        values[0, 0] = np.nan
+    content = encoded(".tiff", values if stored == 3 else values[..., 0])
+    pixels = decode_image(content)
+    assert np.abs(pixels - expected)[1:].max() <= 1
+    assert decode_image(content, 1).shape == (48, 64, 1)
+
+
+def test_floating_point_pictures_from_0_to_1_keep_their_range():
+    values = np.linspace(0.25, 0.5, 48 * 64, dtype=np.float32).reshape(48, 64)
+    assert (decode_image(encoded(".tiff", values)).min(), decode_image(encoded(".tiff", values)).max()) == (64, 128)
+
+
+def test_heic_is_named_where_it_cannot_be_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for content in (HEIC, b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100)):
+        with pytest.raises(UnreadableImageError, match=r"^HEIC, which is read after pip install 'resnet_tf\[heif\]'$"):
+            decode_image(content)
+
+
+def test_heic_is_read_and_turned_where_pillow_heif_is_installed():
+    pytest.importorskip("pillow_heif")
+    pixels = decode_image(HEIC)
+    assert (pixels.shape, decode_image(HEIC, 1).shape) == ((24, 16, 3), (24, 16, 1))
+    corners = pixels[[2, 2, 20, 20], [2, 13, 2, 13]].astype(int)
+    assert np.abs(corners - [(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 0)]).max() < 8
+    for length in range(20, len(HEIC), 40):
+        with pytest.raises(UnreadableImageError, match=r"^damaged or truncated$|^no image$"):
+            decode_image(HEIC[:length])
 
 
 @pytest.mark.parametrize("progressive", [0, 1])

@@ -132,6 +132,10 @@ def test_files_folders_and_patterns(tmp_path):
         (tmp_path / name).write_bytes(b"")
     found = expand_patterns([str(tmp_path)])
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.jpg", "b.png", "d.heic", "sub/c.JPEG"]
+    for left_out in ("._a.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/a.jpg", "__MACOSX/sub/._c.JPEG"):
+        (tmp_path / left_out).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / left_out).write_bytes(b"")
+    assert expand_patterns([str(tmp_path)]) == found
     assert expand_patterns([str(tmp_path / "b.png"), str(tmp_path / "*.*g")]) == [
         tmp_path / "b.png",
         tmp_path / "a.jpg",

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import threading
 import time
@@ -38,6 +39,26 @@ def test_threads_that_build_at_once_leave_the_limit_as_it_was():
         thread.join()
     assert not any(low)
     assert sys.getrecursionlimit() == before
+
+
+def test_what_libraries_print_is_swallowed_and_what_python_prints_is_not():
+    code = """
+import os, sys
+from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image
+from resnet_tf.process import only_python_on_stderr
+png = bytearray(cv2.imencode(".png", cv2.UMat(9, 9, 0).get())[1].tobytes())
+png[-20] ^= 255
+with only_python_on_stderr():
+    os.write(2, b"a library")
+    print("first", file=sys.stderr)
+    try:
+        decode_image(bytes(png))
+    except UnreadableImageError as error:
+        print(error, file=sys.stderr)
+print("last", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "first\ndamaged or truncated\nlast\n")
 
 
 def test_an_error_names_its_argument():

@@ -10,7 +10,7 @@ from resnet_tf.cli.evaluate import MODEL_HELP
 from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file, writing
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
-from resnet_tf.process import load_tensorflow
+from resnet_tf.process import load_tensorflow, only_python_on_stderr
 
 if TYPE_CHECKING:
     from resnet_tf.prediction import Prediction
@@ -63,11 +63,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     options = {key: getattr(arguments, key) for key in ("top", "resize", "crop", "batch_size", "precision", "fold_bn")}
     scaling = arguments.mean, arguments.std, arguments.input_scale
     found = iter_predictions(*with_scaling(open_model(arguments.model, published=True), *scaling), paths, **options)
-    bar = tqdm(found, total=len(paths), unit="image", disable=len(paths) < 2 or not sys.stderr.isatty())
     predictions: list[Prediction] = []
-    for prediction in bar:
-        predictions.append(prediction)
-        tqdm.write(str(prediction), file=sys.stdout if prediction.unreadable is None else sys.stderr)
+    # The libraries for PNG and JPEG print what they think of a file, whose name they do not know.
+    with only_python_on_stderr():
+        for prediction in tqdm(
+            found, total=len(paths), unit="image", disable=len(paths) < 2 or not sys.stderr.isatty()
+        ):
+            predictions.append(prediction)
+            tqdm.write(str(prediction), file=sys.stdout if prediction.unreadable is None else sys.stderr)
     readable = [prediction for prediction in predictions if prediction.unreadable is None]
     unreadable = [{"file": p.file, "reason": p.unreadable} for p in predictions if p.unreadable is not None]
     result = {"predictions": [prediction.as_dict() for prediction in readable], "unreadable": unreadable}

@@ -8,19 +8,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from resnet_tf.data.image_folder import ImageFiles, find_images
+from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes
-from resnet_tf.errors import UserError
+from resnet_tf.data.image_list import find_images
+from resnet_tf.errors import UserError, some
 from resnet_tf.files import write_text
 from resnet_tf.pretrained.zoo import cache_folder
 
 # Another decoder, or another version of these checks, may find otherwise.
-_CACHE_HEADER = {"version": 2, "opencv": cv2.__version__}
+_CACHE_HEADER = {"version": 3, "opencv": cv2.__version__, "heif": find_spec("pillow_heif") is not None}
 # Files that are handed to the threads at once: a million futures would take memory.
 _SHOWN = 10
 # Of copies in several splits, the first of these keeps the image: what measures a network must not change.
@@ -247,7 +249,7 @@ def open_image_dataset(name: str, on_bad: str, log: Callable[[str], None]) -> Im
     classes = result.kept["train"].class_names
     log(
         f"own images: {', '.join(f'{len(files)} for {split}' for split, files in result.kept.items())}; "
-        f"{len(classes)} classes"
+        f"{len(classes)} classes ({some(classes, 20)})"
     )
     if result.issues:
         kinds = ", ".join(f"{count} {kind}" for kind, count in result.counts().items())

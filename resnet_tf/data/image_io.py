@@ -1,14 +1,22 @@
 """Decode image files. OpenCV is imported here and nowhere else."""
 
+import math
 import os
-import re
 import stat
-import struct
-from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 
-from resnet_tf.errors import UserError
+from resnet_tf.data.image_header import (
+    avif_orientation,
+    decoding_cost,
+    image_format,
+    inspect_jpeg,
+    stored_size,
+    webp_orientation,
+)
+from resnet_tf.errors import UserError, optional_import
 
 try:
     import cv2
@@ -23,13 +31,16 @@ __all__ = ["cv2"]
 
 Pixels = np.ndarray  # (height, width, channels) uint8
 
-# HEIC cannot be decoded; it is here so that a phone's photos are reported, not overlooked.
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
 MAX_BYTES = 2**30
 MAX_PIXELS = 2**27
+# A progressive JPEG costs time for every scan that it has, however empty; encoders write about ten.
+_MAX_SCANNED = 2**31
+# A 16-bit picture that would keep fewer levels than these of 256 is stretched.
+_MIN_LEVELS = 16
 
 _FULL = {3: cv2.IMREAD_COLOR, 1: cv2.IMREAD_GRAYSCALE}
 _REDUCED = {
@@ -41,21 +52,10 @@ _REDUCED = {
     (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
-# How files of the formats that OpenCV reads begin; the group's name is the format's. HEIC and MP4 files have other
-# brands than "avif" and "avis" after the length and the name of their first box.
-_FORMAT = re.compile(
-    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)|(?P<webp>RIFF)|(?P<tiff>II\*\0|MM\0\*)"
-    rb"|(?P<jp2>\0{3}\x0cjP)|(?P<avif>\0{3}.ftypavi)|(?P<pnm>P[1-6])",
-    re.DOTALL,
-)
-_PNM_SIZE = re.compile(rb"P[1-6]\s(?:\s|#[^\n]*\n)*([0-9]+)(?:\s|#[^\n]*\n)+([0-9]+)")
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_SHORT = 256, 257, 3
-# In JPEG picture data 0xFF is followed by 0x00 or by a restart marker (0xD0–0xD7). Besides these, TEM (0x01) and SOI
-# (0xD8) have no length after them; all others but EOI have one.
-_JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
-_JPEG_END = 0xD9
-# Start-of-frame markers, among which DHT (C4), JPG (C8) and DAC (CC) are something else.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DEEP_FORMATS = ("png", "tiff", "jp2", "pnm")
+# What is wrong with a file is said here, in a few words. The function's place depends on OpenCV's version.
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 
 class UnreadableImageError(Exception):
@@ -88,104 +88,108 @@ def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) ->
     """Decode a file's content to RGB (`channels` 3) or gray (1) uint8, turned as its EXIF data say.
 
     A JPEG whose shorter side is larger than `min_side` is decoded at 1/2, 1/4 or 1/8 of its size as far as that allows,
-    which is faster and not quite what averaging gives. Raises UnreadableImageError.
+    which is faster and not quite what averaging gives. 16 bits are cut to 8. Where that leaves few levels, and
+    with signed, 32-bit or floating-point samples, what lies between the lowest and the highest becomes 0–255, but
+    floating-point numbers from 0 to 1 are multiplied by 255. Raises UnreadableImageError.
     """
-    found = _FORMAT.match(data)
-    jpeg = inspect_jpeg(data) if found and found.lastgroup == "jpeg" else None
+    kind = image_format(data)
+    if kind is None:
+        raise UnreadableImageError("no image")
+    if kind == "heic":
+        return _decode_heic(data, channels)
+    jpeg = inspect_jpeg(data) if kind == "jpeg" else None
     width, height = (jpeg.width, jpeg.height) if jpeg else stored_size(data) or (0, 0)
     # OpenCV's own limit is eight times as high, and could only be lowered before Keras imports it.
-    if width * height > MAX_PIXELS:
+    if width * height * decoding_cost(data, kind) > MAX_PIXELS:
         raise UnreadableImageError("too large")
     # Some versions of OpenCV fill what is missing of a JPEG with gray and say nothing.
     if jpeg and not jpeg.complete:
         raise UnreadableImageError("truncated")
+    if jpeg and width * height * jpeg.scans > _MAX_SCANNED:
+        raise UnreadableImageError("too many scans")
     reduction = 1
     if jpeg and min_side is not None:
         reduction = next((factor for factor in (8, 4, 2) if min(width, height) // factor >= min_side), 1)
     mode = _REDUCED.get((channels, reduction), _FULL[channels])
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-    except cv2.error as error:
-        raise UnreadableImageError("too large" if "MAX_IMAGE" in str(error) else "damaged") from error
+    turned = _ORIENTATIONS.get(kind)
+    if turned:
+        mode |= cv2.IMREAD_IGNORE_ORIENTATION
+    elif kind in _DEEP_FORMATS:
+        mode |= cv2.IMREAD_ANYDEPTH
+    image = _imdecode(data, mode) if width * height else None
+    if image is None and kind == "tiff" and width * height:
+        image = _imdecode(data, cv2.IMREAD_UNCHANGED)  # floating-point and 32-bit samples are not converted
+    if image is not None and kind in _DEEP_FORMATS:
+        image = _in_channels(_in_bytes(image), channels)
     if image is None:
-        raise UnreadableImageError("damaged" if jpeg else "damaged or truncated" if found else "no image")
+        raise UnreadableImageError("damaged" if jpeg else "damaged or truncated")
+    if turned:
+        image = _turn(image, turned(data))
     pixels: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., np.newaxis]
     return pixels
 
 
-@dataclass(frozen=True)
-class JpegInfo:
-    """Size in pixels as stored, before any EXIF rotation (0 where there is none), and whether the end is there."""
-
-    height: int
-    width: int
-    complete: bool
-
-
-def inspect_jpeg(data: bytes) -> JpegInfo:
-    """Walk the markers of a JPEG file up to its end marker; a thumbnail's own lies inside a segment."""
-    height = width = 0
-    position = 2
-    while marker := _JPEG_MARKER.search(data, position):
-        code, position = marker[1][0], marker.end()
-        if code == _JPEG_END:
-            return JpegInfo(height, width, True)
-        if code in _JPEG_FRAMES and len(data) >= position + 7:
-            height, width = struct.unpack_from(">HH", data, position + 3)
-        position += int.from_bytes(data[position : position + 2])
-    return JpegInfo(height, width, False)
-
-
-def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that the header of a file other than JPEG declares, if it does."""
-    found = _FORMAT.match(data)
+def _imdecode(data: bytes, flags: int) -> Any:
+    """The picture in OpenCV's order of channels, or None."""
     try:
-        return _header_size(data, found.lastgroup) if found else None
-    except struct.error:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if "MAX_IMAGE" in str(error):
+            raise UnreadableImageError("too large") from error
         return None
 
 
-def _header_size(data: bytes, image_format: str | None) -> tuple[int, int] | None:
-    if image_format == "png":
-        return struct.unpack_from(">II", data, 16)
-    if image_format == "gif":
-        return struct.unpack_from("<HH", data, 6)
-    if image_format == "bmp":
-        if struct.unpack_from("<I", data, 14) == (12,):
-            return struct.unpack_from("<HH", data, 18)
-        width, height = struct.unpack_from("<ii", data, 18)
-        # A negative height says that the lines begin at the top.
-        return abs(width), abs(height)
-    if image_format == "webp":
-        return _webp_size(data)
-    if image_format == "tiff":
-        return _tiff_size(data, "<" if data.startswith(b"II") else ">")
-    if image_format == "jp2" and (start := data.find(b"ihdr")) >= 0:
-        height, width = struct.unpack_from(">II", data, start + 4)
-        return width, height
-    if image_format == "avif" and (start := data.find(b"ispe")) >= 0:
-        return struct.unpack_from(">II", data, start + 8)
-    if image_format == "pnm" and (size := _PNM_SIZE.match(data[:4096])):
-        return int(size[1]), int(size[2])
-    return None
+def _in_bytes(image: Any) -> Any:
+    """Levels of any depth in 8 bits."""
+    if image.dtype == np.uint8:
+        return image
+    low, high = float(np.nanmin(image)), float(np.nanmax(image))
+    if not np.isfinite(high - low):
+        image = np.where(np.isfinite(image), image, 0)
+        low, high = float(image.min()), float(image.max())
+    if image.dtype == np.uint16 and (high - low >= _MIN_LEVELS * 256 or low == high):
+        return (image >> 8).astype(np.uint8)
+    if image.dtype.kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    levels = np.subtract(image, low, dtype=np.float32 if image.dtype.itemsize <= 2 else np.float64)
+    levels *= 255 / ((high - low) or 1)
+    return np.nan_to_num(levels.round(out=levels), copy=False).astype(np.uint8)
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
+def _in_channels(image: Any, channels: int) -> Any:
+    """A picture of any channels in three (blue, green, red), or in one without an axis; alpha is left out."""
+    stored = image.shape[2] if image.ndim == 3 else 1
+    if stored in (1, 2):
+        image = image.reshape(*image.shape[:2], stored)[..., 0]
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if channels == 3 else image
+    return image[..., :3] if channels == 3 else cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2GRAY)
 
 
-def _tiff_size(data: bytes, order: str) -> tuple[int, int]:
-    (directory,) = struct.unpack_from(f"{order}I", data, 4)
-    (entries,) = struct.unpack_from(f"{order}H", data, directory)
-    size = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
-    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-        tag, field_type = struct.unpack_from(f"{order}HH", data, entry)
-        if tag in size:
-            (size[tag],) = struct.unpack_from(f"{order}{'H' if field_type == _TIFF_SHORT else 'I'}", data, entry + 8)
-    return size[_TIFF_WIDTH], size[_TIFF_HEIGHT]
+def _decode_heic(data: bytes, channels: int) -> Pixels:
+    try:
+        heif = optional_import("pillow_heif", "heif").open_heif(BytesIO(data), convert_hdr_to_8bit=True)
+    except UserError as error:
+        raise UnreadableImageError("HEIC, which is read after pip install 'resnet_tf[heif]'") from error
+    except Exception as error:  # its reader names no class of errors
+        raise UnreadableImageError("damaged or truncated") from error
+    if math.prod(heif.size) > MAX_PIXELS:
+        raise UnreadableImageError("too large")
+    try:
+        image = np.asarray(heif)
+    except Exception as error:
+        raise UnreadableImageError("damaged or truncated") from error
+    image = image if image.ndim == 3 else image[..., np.newaxis]
+    if image.shape[2] < 3:
+        return np.repeat(image[..., :1], channels, axis=2)
+    return image[..., :3] if channels == 3 else cv2.cvtColor(image[..., :3], cv2.COLOR_RGB2GRAY)[..., np.newaxis]
+
+
+_ORIENTATIONS = {"webp": webp_orientation, "avif": avif_orientation}
+
+
+def _turn(image: Any, orientation: int) -> Any:
+    """Undo an EXIF orientation: 5 to 8 have rows and columns exchanged, and mirrored are 2, 3, 6, 7 and 3, 4, 7, 8."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    flip = {2: 1, 6: 1, 3: -1, 7: -1, 4: 0, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)

@@ -1,0 +1,201 @@
+"""Files that claim more than they hold, or that take more time or memory than their size: refused within 1 GB."""
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_tf.data.cifar import load_dataset
+from resnet_tf.errors import UserError
+from tests.test_images import encoded, picture
+
+# Reads each file, prints what was said of it, and at last the most memory that the process had, in MB.
+CHILD = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+from resnet_tf.data.image_io import UnreadableImageError, read_image
+from resnet_tf.data.image_list import read_list
+from resnet_tf.data.cifar import load_dataset
+from resnet_tf.errors import UserError
+read = {"image": read_image, "list": read_list, "cifar": lambda path: load_dataset("cifar10", path)}[sys.argv[1]]
+for path in sys.argv[2:]:
+    try:
+        print("accepted", getattr(read(path), "shape", ""), flush=True)
+    except (UnreadableImageError, UserError) as error:
+        print(error, flush=True)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024)
+"""
+
+
+def said_of(kind, folder, contents):
+    """What a child says of each content, within 1 GB; a content may be a path."""
+    paths = []
+    for i, content in enumerate(contents):
+        if isinstance(content, bytes):
+            path = folder / f"{i}.file"
+            path.write_bytes(content)
+            content = path
+        paths.append(os.fspath(content))
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, kind, *paths], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    *said, memory = child.stdout.splitlines()
+    assert int(memory) < 1024
+    return said
+
+
+def tiff(*entries, big=False, data=b""):
+    """Little-endian, of (tag, type, value); the value None is where the data lie."""
+    start = 16 + 8 + 20 * len(entries) + 8 if big else 8 + 2 + 12 * len(entries) + 4
+    word = 8 if big else 4
+
+    def number(value, size):
+        return value.to_bytes(size, "little")
+
+    directory = number(len(entries), 8 if big else 2)
+    for tag, field_type, value in entries:
+        directory += number(tag, 2) + number(field_type, 2) + number(1, word)
+        directory += number(start if value is None else value, word)
+    header = b"II+\0\x08\0\0\0" + number(16, 8) if big else b"II*\0" + number(8, 4)
+    return header + directory + bytes(word) + data
+
+
+def test_pictures_with_two_sizes_or_a_hidden_one_are_as_large_as_the_largest(tmp_path):
+    jpeg = encoded(".jpg", picture())
+    frame = jpeg.index(b"\xff\xc0")
+    huge = jpeg[: frame + 5] + b"\x75\x30\x75\x30" + jpeg[frame + 9 : -2]
+    rows = zlib.compress(bytes(2**20))
+    # Width, height, bits, compression (deflate), color, strip, samples, rows, bytes.
+    layout = [(258, 3, 8), (259, 3, 8), (262, 3, 2), (273, 4, None), (277, 3, 3), (278, 4, 30_000), (279, 4, len(rows))]
+    size = [(256, 4, 30_000), (257, 4, 30_000)]
+    jp2 = bytearray(encoded(".jp2", picture()))
+    stream = jp2.index(b"\xff\x4f\xff\x51") + 8
+    jp2[stream : stream + 8] = b"\0\0\x75\x30" * 2
+    deep = [(256, 4, 11_000), (257, 4, 11_000), (258, 3, 64), *layout[1:2], (262, 3, 1), *layout[3:4], (277, 3, 1)]
+    said = said_of(
+        "image",
+        tmp_path,
+        [
+            huge + jpeg[frame : frame + 19] + b"\xff\xd9",
+            tiff((256, 4, 30_000), (256, 4, 1), (257, 4, 30_000), (257, 4, 1), *layout, data=rows),
+            tiff(*size, *layout, big=True, data=rows),
+            tiff(*deep, (278, 4, 11_000), (279, 4, len(rows)), (339, 3, 3), data=rows),
+            bytes(jp2),
+            b"P6\n#" + b"x" * 5000 + b"\r30000 30000\n#\n5 5\n255\n",
+        ],
+    )
+    assert said == ["too large"] * 6
+
+
+def test_formats_whose_size_is_not_looked_at_are_not_decoded(tmp_path):
+    contents = [
+        b"PF\n30000 30000\n-1\n" + bytes(100),
+        b"P7\nWIDTH 30000\nHEIGHT 30000\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n",
+        b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n" + bytes(100),
+        np.array([0x59A66A95, 30000, 30000, 24, 2**31 - 1, 1, 0, 0], ">u4").tobytes(),
+    ]
+    assert said_of("image", tmp_path, contents) == ["no image"] * 4
+
+
+def test_time_of_a_jpeg_does_not_grow_faster_than_its_size(tmp_path):
+    picture_module = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    picture_module.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    said = said_of(
+        "image",
+        tmp_path,
+        [
+            b"\xff\xd8" + b"\xff" * 10_000_000,
+            b"\xff\xd8" + (b"\xff" * 10**6 + b"\0") * 5,
+            whole[:-2] + scan * 5000 + b"\xff\xd9",
+        ],
+    )
+    assert said == ["truncated", "truncated", "too many scans"]
+
+
+def test_lists_that_never_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    long = b"x" * 10**8
+    said = said_of("list", tmp_path, [tmp_path / "pipe", Path("/dev/zero"), b"\0" * 10**8, long])
+    assert ["no file" in line for line in said] == [True, True, False, False]
+    assert all("is not text" in line for line in said[2:])
+
+
+SHARED_TUPLE = b")" + b"q\x00h\x00\x86" * 60
+
+
+def cifar_folder(folder, batch):
+    """A folder of which the first file is read."""
+    folder.mkdir()
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(batch)
+    return folder
+
+
+def test_pickles_that_take_time_or_memory_on_their_word(tmp_path):
+    pickles = {
+        "a shared tuple as key": b"\x80\x02}" + SHARED_TUPLE + b"K\x01s.",
+        "a shared tuple as key of several": b"\x80\x02}(" + SHARED_TUPLE + b"K\x01u.",
+        "a shared tuple in a dict of pairs": b"\x80\x02(" + SHARED_TUPLE + b"K\x01d.",
+        "a shared tuple in a set": b"\x80\x04\x8f(" + SHARED_TUPLE + b"\x90.",
+        "a shared tuple as labels": b"\x80\x02}(U\x06labels" + SHARED_TUPLE + b"U\x04data" + SHARED_TUPLE + b"u.",
+        "a high memo index": b"\x80\x02]r\x00\x00\x00\x10.",
+        "many dictionaries": b"\x80\x02" + b"}" * 40_000_000,
+        "many marks": b"\x80\x02" + b"(" * 40_000_000,
+        "a frame of more": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.",
+        "bytes of more": b"\x80\x05\x96" + b"\xff" * 4 + bytes(4) + b".",
+        "a wide text": b"\x80\x02X" + (2**20).to_bytes(4, "little") + "😀".encode() + b"a" * (2**20 - 4) + b".",
+    }
+    folders = [cifar_folder(tmp_path / str(i), content) for i, content in enumerate(pickles.values())]
+    for name, said in zip(pickles, said_of("cifar", tmp_path, folders), strict=True):
+        assert "data_batch_1 is cut short or no CIFAR-10 file" in said or "as 'data' instead of" in said, (name, said)
+
+
+def test_a_pickle_changes_no_object_of_ours(tmp_path):
+    array = b"cnumpy.core.multiarray\n_reconstruct\n"
+    raw = b"\x80\x02" + array + b"N}U\x05chunkK\x01s\x86b."
+    with pytest.raises(UserError, match="an object with a state"):
+        load_dataset("cifar10", cifar_folder(tmp_path / "x", raw))
+    from resnet_tf.data import bounded
+
+    assert not hasattr(bounded._reconstruct, "chunk")
+
+
+def member(name, size, kind=tarfile.REGTYPE):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_archives_that_claim_anything(tmp_path):
+    zeros = gzip.compress(bytes(2**20))
+    negative = bytearray(member("data_batch_1", 5))
+    negative[124:136] = b"\xff" * 12
+    negative[148:156] = b"%06o\0 " % (sum(negative[:148]) + 8 * 32 + sum(negative[156:512]))
+    sparse = tarfile.TarInfo("data_batch_1")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "data_batch_1"}
+    sparse.size = 2**20
+    archives = {
+        "a long header": gzip.compress(member("x", 2**31, tarfile.XHDTYPE)) + zeros * 2048,
+        "a long name": gzip.compress(member("x", 2**31, tarfile.GNUTYPE_LONGNAME)) + zeros * 2048,
+        "a member that is passed over": gzip.compress(member("film", 2**40)) + zeros * 4096,
+        "a sparse member": gzip.compress(sparse.tobuf(tarfile.PAX_FORMAT))
+        + gzip.compress(b"9999999\n" + b"1\n" * 2**19) * 64,
+        "header upon header": gzip.compress(member("x", 0, tarfile.XHDTYPE) * 5000),
+        "many members": gzip.compress(member("x", 0) * 2048) * 512,
+        "a negative size": gzip.compress(bytes(negative)),
+        "a search that grows with the square": gzip.compress(member("x", 2**20, tarfile.XHDTYPE) + b"1" * 2**20),
+    }
+    for name, said in zip(archives, said_of("cifar", tmp_path, archives.values()), strict=True):
+        assert "cut short" in said or "not a plain file" in said, (name, said)
