@@ -234,15 +234,9 @@ class _Run:
             return self.given_model
         # Not every network has each option: those that ask for nothing stay away.
         asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS.get(key)}
+        asked |= {"mean": data.mean, "std": data.std}
         try:
-            return build_model(
-                self.config.model,
-                classes=len(data.class_names),
-                input_shape=data.shape,
-                mean=data.mean,
-                std=data.std,
-                **asked,
-            )
+            return build_model(self.config.model, classes=len(data.class_names), input_shape=data.shape, **asked)
         except ValueError as error:
             raise UserError(str(error)) from error
 

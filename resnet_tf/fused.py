@@ -28,7 +28,7 @@ _ELEMENTWISE = (
 
 
 class _View(layers.Layer):
-    """A layer that computes what another one does, over the other's variables."""
+    """A layer that computes what another one does, over the other's variables, and is cloned as that one."""
 
     def __init__(self, stock: layers.Layer, policy: str) -> None:
         super().__init__(name=stock.name, dtype=policy)
@@ -43,7 +43,6 @@ class _View(layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> layers.Layer:
-        """A stock layer: what `keras.models.clone_model` puts into the clone of a view."""
         return keras.layers.deserialize(config)
 
     def save_own_variables(self, store: Any) -> None:
@@ -150,13 +149,11 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
             `tf.distribute` strategy in whose replicas the view runs, instead of over each replica's own.
 
     Returns:
-        A `keras.Model` whose variables are the model's own objects. In inference it agrees with the model to rounding.
-        Its `save`, `save_weights`, `load_weights` and `to_json`, and so Keras' callbacks, are those of `model`: files
-        hold stock layers, without the optimizer. `keras.models.clone_model` of it gives a clone of `model`.
+        A `keras.Model` over the variables of `model`, in inference equal to it up to rounding. It saves, loads and
+        clones as `model` does: what Keras' callbacks write are stock layers, without the optimizer.
 
     Raises:
-        UserError: the policy is not known, the model is not of these kinds, or Keras runs on another
-            backend than TensorFlow.
+        UserError: an unknown policy, a model of another kind, or Keras on another backend than TensorFlow.
     """
     if policy not in PRECISIONS:
         raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="policy")
