@@ -146,6 +146,27 @@ def test_objects_beside_the_weights_are_names_alone(tmp_path, container):
     assert not witness.exists()
 
 
+def module(**parts):
+    """A pickled torch.nn.Module with parameters, buffers and modules."""
+    made = Schedule()
+    made.__dict__ = {"training": False, "_parameters": {}, "_buffers": {}, "_modules": {}, **parts}
+    return made
+
+
+@pytest.mark.parametrize("container", [archive, stream])
+def test_whole_models_are_their_tensors(tmp_path, container):
+    one = tensor((1,), (1,), numel=1)
+    inner = module(_parameters={"weight": one, "bias": None}, _buffers={"running_mean": one}, _hook=Hostile(eval, "1"))
+    model = module(_modules={"b": inner, "a": module(_modules={"c": inner})})
+    names = [f"{place}.{part}" for place in ("b", "a.c") for part in ("weight", "running_mean")]
+    for value in (model, {"net": model, "acc": 1.0}, {"net": module(_modules={"module": model})}):
+        assert list(read_checkpoint(container(tmp_path / "t.pth", value))) == names
+    for _ in range(30):  # a billion modules, of few that are shared
+        model = module(_modules={"a": model, "b": model})
+    with pytest.raises(UserError, match="its model has more parts than any network"):
+        read_checkpoint(container(tmp_path / "t.pth", model))
+
+
 def test_state_dicts_that_cannot_be_chosen_or_named(tmp_path):
     one = tensor((1,), (1,), numel=1)
     with pytest.raises(UserError, match=r"holds several state_dicts \(student, teacher\); save one alone"):

@@ -1,6 +1,7 @@
 """`resnet-tf import-weights`: a PyTorch checkpoint as a Keras model, without PyTorch."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             f"{output} could not be written ({error.strerror or error}); make room and try again"
         ) from error
     constants = sidecar["preprocessing"]
+    parameters = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     print(
-        f"{output}: {network}, {model.count_params():,} parameters, {model.output_shape[-1]} classes"
+        f"{output}: {network}, {parameters:,} parameters, {model.output_shape[-1]} classes"
         f"{' (a new head)' if arguments.new_head else ''}; takes raw RGB pixels, mean {_rounded(constants['mean'])}, "
         f"std {_rounded(constants['std'])} inside",
         *notes,

@@ -24,6 +24,7 @@ STREAM_PROTOCOL = 1001
 # Under which keys training scripts keep the weights, the first of them that is there.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "state_dict_ema")
 MAX_NAME = 200  # characters of a tensor's name
+MAX_PARTS = 10**5  # modules and tensors of a pickled model
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,16 @@ def read_torch_file(path: Path) -> Tensors:
 
 
 def _state_dict(value: Any) -> dict[str, StridedTensor]:
-    """The weights in what was saved: a state_dict, or dictionaries around one."""
+    """The weights in what was saved: a state_dict or a whole model, or dictionaries around one."""
     for _ in range(len(WRAPPERS)):
+        if _is_module(value):
+            value = _module_tensors(value)
+            break
         if not isinstance(value, dict):
             break
-        named = [key for key in WRAPPERS if isinstance(value.get(key), dict) and value[key]]
+        named = [
+            key for key in WRAPPERS if _is_module(value.get(key)) or (isinstance(value.get(key), dict) and value[key])
+        ]
         distinct = {id(item): item for item in value.values() if isinstance(item, dict)}  # many keys may share one
         state_dicts = {identity for identity, item in distinct.items() if _is_state_dict(item)}
         others = [key for key, item in value.items() if id(item) in state_dicts]
@@ -121,6 +127,28 @@ def _state_dict(value: Any) -> dict[str, StridedTensor]:
         if not isinstance(item, StridedTensor):
             raise UserError(f"its state_dict holds {_describe(item)} as {name}; save the model's state_dict() alone")
     return value
+
+
+def _is_module(value: Any) -> bool:
+    """Whether something was pickled as a torch.nn.Module; its class is not here, its tensors are."""
+    return isinstance(value, Foreign) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def _module_tensors(module: Foreign) -> dict[str, StridedTensor]:
+    """What the state_dict() of a pickled module would be."""
+    found: dict[str, StridedTensor] = {}
+    pending, budget = [("", module)], MAX_PARTS
+    while pending:
+        prefix, module = pending.pop()
+        parts = [module.state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+        parameters, buffers, modules = (part if isinstance(part, dict) else {} for part in parts)
+        budget -= 1 + len(parameters) + len(buffers) + len(modules)
+        if budget < 0 or len(prefix) > MAX_NAME:
+            raise UserError("its model has more parts than any network; save the model's state_dict() alone")
+        items = (parameters | buffers).items()
+        found |= {f"{prefix}{name}": item for name, item in items if isinstance(item, StridedTensor)}
+        pending += [(f"{prefix}{name}.", item) for name, item in reversed(modules.items()) if _is_module(item)]
+    return found
 
 
 def _is_state_dict(value: Any) -> bool:

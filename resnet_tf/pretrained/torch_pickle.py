@@ -6,7 +6,7 @@ Nothing that a pickle names is imported, called or executed, and none takes more
 import math
 import pickletools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,11 +53,12 @@ class StridedTensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Foreign:
-    """Stands for what a pickle names and for all that is made of it: nothing but the name is kept."""
+    """Stands for what a pickle names, or for what is made of it: the name, and the attributes that it was given."""
 
     name: str
+    state: Any = field(default=None, repr=False)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
@@ -98,7 +99,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 def _call(callee: Any, arguments: Any) -> Any:
     if not isinstance(callee, Foreign):
         raise UserError("its pickle calls what is no name")
-    return _CALLS[callee.name](*arguments) if callee.name in _CALLS else callee
+    return _CALLS[callee.name](*arguments) if callee.name in _CALLS else Foreign(callee.name)
 
 
 def _storage_of(pid: Any) -> Storage | Foreign:
@@ -182,8 +183,10 @@ def _interpret(data: bytes) -> Pickle:
             case "STACK_GLOBAL":
                 module, name = stack[-2:]
                 stack[-2:] = [Foreign(f"{module:s}.{name:s}")]
-            case "BUILD":  # sets attributes of the object below, which nobody reads
-                stack.pop()
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Foreign):
+                    stack[-1].state = state
             case "EMPTY_LIST":
                 stack.append([])
             case "LIST":
