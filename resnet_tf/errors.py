@@ -5,6 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """A text of somebody else's for the terminal: what would control it, and what is no text, as escapes."""
+    return (
+        text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    )
+
+
 class UserError(ValueError):
     """An error the user can fix: bad argument, missing file, unsupported value.
 
@@ -16,7 +23,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.argument = argument
 
 

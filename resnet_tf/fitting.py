@@ -169,10 +169,8 @@ class _Run:
             if not known:
                 run_dir.create(settings, self.command)
             distribution.gather([0.0])  # the directory is as the run finds it before anyone reads checkpoints
-            about = f"device {device.name} ({device.about})"
-            if distribution.strategy is not None:
-                about += f", {distribution.about}"
-            self._fit(f"{about}, {threads} threads, precision {policy} ({why})")
+            shared = "" if distribution.strategy is None else f", {distribution.about}"
+            self._fit(f"device {device.name} ({device.about}){shared}, {threads} threads, precision {policy} ({why})")
             report: dict[str, Any] = {"iterations": self.trainer.step}
             if distribution.is_chief:
                 with all_trainable(self.eval_model):
@@ -266,9 +264,9 @@ class _Run:
 
     def _fit(self, about: str) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
-        config, recipe, data, loader = self.config, self.config.recipe, self.data, self.loader
-        length = self.schedule.iterations
+        config, data, loader, length = self.config, self.data, self.loader, self.schedule.iterations
         logger = TrainLogger(self.run_dir, length, loader.steps_per_epoch, loader.batch_size, verbose=self.verbose)
+        callbacks = make_callbacks(self, logger.log)
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
@@ -285,24 +283,26 @@ class _Run:
             checkpoint_seconds=config.checkpoint_seconds,
             logger=logger,
             rollbacks=3 if config.on_nan == "rollback" else 0,
-            patience=recipe.early_stopping,
-            on_evaluation=make_callbacks(self, logger.log),
+            patience=config.recipe.early_stopping,
+            on_evaluation=callbacks,
             unfreeze=None if config.unfreeze_at is None else self._unfreeze_at(config.unfreeze_at, logger.log),
             ema_model=self.ema_model,
             distribution=self.distribution,
         )
-        logger.log(f"{config.model} on {config.dataset} ({data.source}), recipe {recipe.name}: {recipe.describe()}")
-        logger.log(about)
-        if config.freeze != "none":
-            logger.log(describe_trainable(self.model))
-        if self.trainer.resume():
-            logger.log(f"resuming at iteration {self.trainer.step} of {length}")
-        try:
-            self.trainer.fit()
-        except StopTraining:
-            logger.log(f"ended by a callback after {self.trainer.step} iterations")
-        finally:
-            logger.close()
+        with contextlib.closing(logger):
+            of = f"recipe {config.recipe.name}: {config.recipe.describe()}"
+            logger.log(f"{config.model} on {config.dataset} ({data.source}), {of}")
+            logger.log(about)
+            if config.freeze != "none":
+                logger.log(describe_trainable(self.model))
+            try:
+                if self.trainer.resume():
+                    logger.log(f"resuming at iteration {self.trainer.step} of {length}")
+                self.trainer.fit()
+            except StopTraining:
+                logger.log(f"ended by a callback after {self.trainer.step} iterations")
+            if callbacks is not None:
+                callbacks.finish(self.trainer.history)
 
     def _evaluator(self, subset: Any) -> Evaluator:
         classes = len(self.data.class_names)

@@ -169,8 +169,12 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
             "versions": versions(),
         }
         write_json(final.with_suffix(".json"), make_sidecar(run, {"test": report["test"]}))
-        if trainer.best is not None:
-            report["best"] = {**trainer.best, "test": _test(folder / "best.keras", data)}
+        best = folder / "best.keras"
+        if trainer.best is not None and best.exists():
+            try:
+                report["best"] = {**trainer.best, "test": _test(best, data)}
+            except UserError as error:
+                raise UserError(f"{error}; put a copy back, or remove it: the run then ends without one") from error
         write_json(folder / REPORT, report)
     except OSError as error:
         raise UserError(

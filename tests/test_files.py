@@ -1,11 +1,16 @@
 import errno
 import json
 import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from resnet_tf import files
-from resnet_tf.files import replacing, write_json, write_text, write_with
+from resnet_tf.files import Between, misfit, replacing, write_json, write_text, write_with
+from tests.conftest import ROOT
 
 
 def full_disk(*arguments, **options):
@@ -109,3 +114,67 @@ def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "none" / "a.txt", "new")
     assert names(tmp_path) == []
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(path, "new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_device_that_is_full_stays_a_device():
+    with pytest.raises(OSError, match="No space left"):
+        write_text(Path("/dev/full"), "new")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_the_output_of_the_process_is_gone_on_with(python, tmp_path):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom resnet_tf.files import write_text\n"
+        "print('before')\nwrite_text(Path('/dev/stdout'), 'inside\\n')\nprint('after')\n"
+    )
+    assert python(program).stdout == "before\ninside\nafter\n"
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, "-c", program], stdout=out, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
+    assert (tmp_path / "out").read_text() == "before\ninside\nafter\n"
+
+
+def test_a_link_and_the_rights_of_a_file_stay(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "real").chmod(0o600)
+    (tmp_path / "link").symlink_to("real")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "says"),
+    [
+        ({"a": 1}, {"a": int, "b?": str}, None),
+        ({"a": 1.0}, {"a": int}, None),
+        ({"a": 1.5}, {"a": int}, "has 1.5 as a, not a whole number"),
+        ({"a": True}, {"a": int}, "has True as a, not a whole number"),
+        ({"a": True}, {"a": float | None}, "has True as a, not a number"),
+        ({"a": None}, {"a": float | None}, None),
+        ({"b": 1}, {"a": int, "c": int}, "lacks a, c"),
+        ({"a": [1, "x"]}, {"a": [int]}, "has 'x' as a, not a whole number"),
+        ({"a": [1, 2]}, {"a": tuple[float, ...]}, None),
+        ({"a": 10**400}, {"a": Between(0, 1e300)}, "not a number from 0 to 1e+300"),
+        ({"a": float("nan")}, {"a": Between(0, 1)}, "has nan as a, not a number from 0 to 1"),
+        ({"a": 7}, {"a": range(7)}, "has 7 as a, not a whole number from 0 to 6"),
+        ({"a": []}, {"a": frozenset(("x", "y"))}, "has [] as a, not one of x, y"),
+        ({"a": {"b": 1}}, {"a": ({"b": int}, None)}, None),
+        ({"a": {"b": ""}}, {"a": ({"b": int}, None)}, "has '' as b, not a whole number"),
+    ],
+)
+def test_the_shape_of_json(value, shape, says):
+    found = misfit(value, shape)
+    assert found is None if says is None else says in found

@@ -31,12 +31,13 @@ def fake_run(folder, top1, *flags, source="original", best=None, images=10_000, 
         "train_images": 50_000 - validation,
         "validation_images": validation,
         "training": {"seconds": 3661.0, "median_images_per_second": 1000.0},
-        "test": {"top1": top1, "images": images},
+        "test": {"loss": 1.0, "top1": top1, "top5": 1.0, "images": images},
         "device": "a machine",
         "versions": {"tensorflow": "2", "keras": "3"},
     }
     if best is not None:
-        report["best"] = {"test": {"top1": best}}
+        tested = report["test"] | {"top1": best}
+        report["best"] = {"iteration": 100, "validation_accuracy": best, "test": tested}
     folder.mkdir(parents=True)
     for name, value in (("settings", settings), ("report", report)):
         (folder / f"{name}.json").write_text(json.dumps(value))

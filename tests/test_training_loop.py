@@ -531,7 +531,7 @@ def test_checkpoints_of_another_network(tmp_path):
     Run(tmp_path).go()
     other = Run(tmp_path)
     other.training.model = one_layer("other")
-    with pytest.raises(UserError, match=r"belong to another network or optimizer.*overwrite=True.*run_dir=…"):
+    with pytest.raises(UserError, match=r"belongs to another network or optimizer.*overwrite=True.*run_dir=…"):
         other.training.resume()
 
 

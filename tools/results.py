@@ -27,8 +27,8 @@ from resnet_tf.reports.runs import (
     clock,
     default_shortcut,
     overrides,
-    read_json,
     read_run,
+    read_settings,
     run_folders,
     shortcut_of,
     spread,
@@ -230,7 +230,8 @@ def _smoke_run(folder: Path) -> str:
     """The section on a network too large to be trained here: what a short run of it took."""
     settings, report = read_run(folder)
     assert report is not None
-    notes: dict[str, Any] = read_json(folder / "smoke.json") if (folder / "smoke.json").is_file() else {}
+    path = folder / "smoke.json"
+    notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     network, speed = settings["model"], report["training"]["median_images_per_second"]
     memory = f", {notes['peak_memory_mib']:,} MiB of memory at most" if "peak_memory_mib" in notes else ""
     sentences = [
@@ -256,7 +257,7 @@ def archive_run(run: Path, place: Path, name: str | None = None) -> Path:
     if name is not None and (name == ".." or name != Path(name).name):
         raise UserError(f"invalid name={name!r}; expected the name of a folder (results=… says where it goes)")
     target = place / (name or _folder_name(settings))
-    if target.exists() and (not (target / SETTINGS).is_file() or read_json(target / SETTINGS) != settings):
+    if target.exists() and (not (target / SETTINGS).is_file() or read_settings(target / SETTINGS) != settings):
         raise UserError(f"{target} does not hold this run; pass another name=…")
     try:
         target.mkdir(parents=True, exist_ok=True)

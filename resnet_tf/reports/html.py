@@ -3,8 +3,9 @@
 import base64
 import csv
 import io
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from math import isnan
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from resnet_tf.data.image_io import cv2
-from resnet_tf.files import write_json, write_text
+from resnet_tf.errors import UserError
+from resnet_tf.files import check_outputs, write_json, write_text
 from resnet_tf.reports import plots
 from resnet_tf.reports.metrics import (
     Predictions,
@@ -25,6 +27,7 @@ from resnet_tf.reports.metrics import (
 
 _COLUMNS = ("class", "precision", "recall", "f1", "support")
 _EXAMPLES = 24
+_FILES = ("report.json", "report.html", "per_class.csv", "confusion.png", "examples.png", "calibration.png")
 # Figures are drawn dark on white: in the dark they are inverted, with their colors turned back; photographs are not.
 _STYLE = """
 :root{color-scheme:light dark}
@@ -47,6 +50,15 @@ dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem}d
 """
 
 
+def check_report(folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Refuse a folder for a report that is none, or where a file of the report would replace an input or a run's."""
+    place = Path(folder)
+    if place.is_dir():
+        check_outputs({f"report={str(folder)!r}: {name}": place / name for name in _FILES}, inputs)
+    elif place.exists():
+        raise UserError(f"report={str(folder)!r} is no folder; give another one", argument="report")
+
+
 def write_report(
     folder: Path,
     predictions: Predictions,
@@ -64,6 +76,7 @@ def write_report(
     is returned; `about` (network, recipe, …) goes to the head of the page; `more_pictures` are headings and PNG files
     for its end.
     """
+    check_report(folder)
     folder.mkdir(parents=True, exist_ok=True)
     confusion, names = predictions.confusion(), predictions.class_names
     columns = [[None if isnan(v) else float(v) for v in values] for values in precision_recall_f1(confusion)]

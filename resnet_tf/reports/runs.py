@@ -9,8 +9,9 @@ from typing import Any
 
 from resnet_tf.config import DEFAULTS
 from resnet_tf.errors import UserError
+from resnet_tf.files import COUNT, Between, read_json
 from resnet_tf.models.registry import list_models, own_shortcut
-from resnet_tf.recipes import RECIPES, Recipe
+from resnet_tf.recipes import RECIPE_FIELDS, RECIPES, Recipe, check_fields
 
 SETTINGS, REPORT, COMMAND = "settings.json", "report.json", "command.txt"
 SMOKE = "smoke"  # folder of short runs that show what a large network takes; not results
@@ -23,12 +24,36 @@ def _recipe_settings(recipe: Recipe) -> Settings:
     return {f"recipe.{key}": value for key, value in recipe.as_dict().items() if key != "about"}
 
 
-# What train always writes.
+_AGAIN = "copy the run folder again"
+_SHARE, _AMOUNT = Between(0, 1), Between(0, 1e12)
+_TESTED = {"loss": float, "top1": _SHARE, "top5": _SHARE, "images": COUNT}
+_REPORT = {
+    "settings": {"data.source": str},
+    **dict.fromkeys(("parameters", "iterations", "train_images", "validation_images"), COUNT),
+    "training": {"seconds": _AMOUNT, "median_images_per_second": _AMOUNT, "last_validation_accuracy?": (_SHARE, None)},
+    "test": (_TESTED, None),
+    "best?": ({"iteration": COUNT, "validation_accuracy": _SHARE, "test": (_TESTED, None)}, None),
+    "device": str,
+    "replicas?": str,
+    "versions": {"tensorflow": str, "keras": str},
+}
+# What train always writes; a search writes a part of it, and all runs some of the rest.
 _REQUIRED = {
-    SETTINGS: {"model", "dataset", "seed", "recipe.name", "recipe.iterations", "recipe.validation_size"}
-    | {"data.source", "data.fingerprint", "precision", "threads"},
-    REPORT: {"settings", "parameters", "iterations", "train_images", "validation_images", "training", "test"}
-    | {"device", "versions"},
+    **dict.fromkeys(("model", "dataset", "recipe.name", "data.source", "data.fingerprint", "precision"), str),
+    **dict.fromkeys(("seed", "threads"), COUNT),
+    "recipe.iterations": (COUNT, None),
+    "recipe.validation_size": float,
+}
+_SETTINGS = {
+    **{f"recipe.{field.name}?": field.type for field in RECIPE_FIELDS},
+    **{f"{key}?": shape for key, shape in _REQUIRED.items()},
+    **dict.fromkeys(("builder.shortcut?", "weights?", "weights.sha256?", "augment?"), str | None),
+    **dict.fromkeys(("builder.use_bias?", "sync_bn?"), bool),
+    "data.mean?": [Between(-1e6, 1e6)],
+    "data.std?": [Between(1e-9, 1e6)],
+    "builder.width?": COUNT,
+    "unfreeze_at?": (COUNT, None),
+    "unfreeze_learning_rate?": (_AMOUNT, None),
 }
 # How a run was computed, which changes its result by rounding only, and what follows from other settings.
 _NOT_DECISIVE = {"threads", "evaluate_every", "steps_per_call", "jit_compile", "deterministic"}
@@ -46,27 +71,34 @@ def run_folders(place: Path) -> list[Path]:
     return sorted(folder for folder in folders if SMOKE not in folder.relative_to(place).parts)
 
 
-def read_json(path: Path, advice: str = "copy the run folder again") -> dict[str, Any]:
-    """Read a JSON object; UserError, with what to do, where the file is missing, damaged or something else."""
+def read_settings(path: Path, advice: str = _AGAIN, shape: Any = None) -> Settings:
+    """The settings of a run or a search, or those of this shape; UserError where a value is not what it must be."""
+    settings = read_json(path, _SETTINGS | (shape or {}), advice)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not the JSON object that a run writes; {advice}")
-    return value
+        check_fields(recipe_of(settings))
+    except UserError as error:
+        raise UserError(f"{path} has {error}; {advice}") from error
+    return settings
+
+
+def read_report(path: Path, advice: str = _AGAIN) -> Report:
+    """The report of a finished run; UserError where it is not what train writes."""
+    return read_json(path, _REPORT, advice)
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """The recipe that settings hold, those fields that this version knows."""
+    values = {field.name: settings.get(f"recipe.{field.name}", field.default) for field in RECIPE_FIELDS}
+    return Recipe(settings.get("recipe.name", ""), "", **values)
 
 
 def read_run(folder: Path) -> tuple[Settings, Report | None]:
     """Settings and report (None where it is unfinished) of a run; UserError where the folder holds no whole run."""
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} holds no run; name the folder that train wrote (run_dir=…)")
-    found = {name: read_json(folder / name) for name in (SETTINGS, REPORT) if (folder / name).exists()}
-    for name, values in found.items():
-        missing = sorted(_REQUIRED[name] - values.keys())
-        if missing:
-            raise UserError(f"{folder / name} lacks {', '.join(missing)}: the folder holds no run, or a damaged one")
-    return found[SETTINGS], found.get(REPORT)
+    advice = f"the folder holds no run, or a damaged one: {_AGAIN}"
+    report = read_report(folder / REPORT, advice) if (folder / REPORT).exists() else None
+    return read_settings(folder / SETTINGS, advice, _REQUIRED), report
 
 
 def canonical_settings(settings: Settings) -> Settings:

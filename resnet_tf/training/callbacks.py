@@ -21,6 +21,7 @@ from resnet_tf.training.logs import History, read_history
 
 # A drawing may take one part in so many of the time since the last one; on short epochs some are left out.
 _SHARE_OF_TIME = 50
+_CURVES = "curves.png"
 _BATCH = 500
 _TILE = 8  # screen pixels per weight in the picture of the filters
 _SCALARS = {
@@ -68,14 +69,23 @@ class Callbacks:
 
     def __call__(self, history: History) -> None:
         for name, callback in list(self._callbacks.items()):
-            try:
-                callback(history)
-            except StopTraining:
-                raise
-            except Exception as error:  # whatever it is, the training is worth more
-                del self._callbacks[name]
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._log(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
+            self._run(name, callback, history)
+
+    def finish(self, history: History) -> None:
+        """Draw the curves of a run that has ended, whatever was drawn before, and by whatever process."""
+        drawer = self._callbacks.get(_CURVES)
+        if history and isinstance(drawer, CurveDrawer):
+            self._run(_CURVES, drawer.draw, history)
+
+    def _run(self, name: str, callback: Callable[[History], None], history: History) -> None:
+        try:
+            callback(history)
+        except StopTraining:
+            raise
+        except Exception as error:  # whatever it is, the training is worth more
+            del self._callbacks[name]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._log(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
 
 
 def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
@@ -84,7 +94,7 @@ def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
         return None
     made: dict[str, Callable[[History], None]] = {}
     if can_draw():
-        made["curves.png"] = CurveDrawer(run.run_dir.path, lambda: run.trainer.ended)
+        made[_CURVES] = CurveDrawer(run.run_dir.path)
     else:
         log(WITHOUT_PLOTS)
     if run.config.tensorboard:
@@ -95,17 +105,20 @@ def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
 
 
 class CurveDrawer(Callback):
-    """Refreshes curves.png and curves.pdf of a run; `is_last` says whether it ends with the evaluation at hand."""
+    """Refreshes curves.png and curves.pdf of a run."""
 
-    def __init__(self, run_dir: Path, is_last: Callable[[], bool]) -> None:
-        self._run_dir, self._is_last = run_dir, is_last
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
         self._took, self._ended = 0.0, time.monotonic()
 
     def on_evaluation(self, history: History) -> None:
-        """Draw, unless the last drawing was just now; the last evaluation is always drawn."""
+        """Draw, unless the last drawing was just now."""
+        if time.monotonic() - self._ended >= _SHARE_OF_TIME * self._took:
+            self.draw(history)
+
+    def draw(self, history: History) -> None:
+        """Draw what is in the run's folder."""
         began = time.monotonic()
-        if not self._is_last() and began - self._ended < _SHARE_OF_TIME * self._took:
-            return
         save_curves(read_history(self._run_dir), self._run_dir)
         self._ended = time.monotonic()
         self._took = self._ended - began

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import zipfile
@@ -13,16 +14,32 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError
-from resnet_tf.files import replacing, sha256_of, write_text
+from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, replacing, sha256_of, write_text
 from resnet_tf.training.distribute import Distribution
-from resnet_tf.training.logs import History, StepLog
+from resnet_tf.training.logs import RECORD, History, StepLog, check_history
 from resnet_tf.training.run_dir import RunDir
 
 _STATE = "state.json"
 _NONE, _UNREADABLE = -1, -2  # in place of the step of a checkpoint
 _ANEW = "start anew with overwrite=True, or give another run_dir=…"
 
+_TOTALS = {**dict.fromkeys(("loss", "l2", "accuracy", "seconds"), float), "updates": COUNT}
+# What `TrainState.as_json` makes, but for the evaluations.
+_SHAPE = {
+    **dict.fromkeys(("step", "rolled_back"), COUNT),
+    "seconds": Between(0, 1e12),
+    "best": ({"iteration": COUNT, "validation_accuracy": Between(0, 1)}, None),
+    "since": _TOTALS,
+    "schedule": {
+        **dict.fromkeys(("factor", "loss_sum", "error_sum"), float),
+        **dict.fromkeys(("checks_without_gain", "count"), COUNT),
+        "warm": bool,
+        "best": float | None,
+    },
+}
+
 Arrays = dict[str, np.ndarray]
+Check = Callable[[Arrays, dict[str, Any]], None]
 
 
 def save(folder: Path, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
@@ -39,25 +56,42 @@ def save(folder: Path, step: int, arrays: Arrays, state: dict[str, Any]) -> None
             old.unlink()
 
 
-def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
-    """Variables and state of the newest whole checkpoint, and newer, damaged files; None where the folder has none."""
+def load_newest(folder: Path, check: Check | None = None) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
+    """Variables and state of the newest whole checkpoint, and newer, damaged files; None where the folder has none.
+
+    One that `check` raises for is damaged, too.
+    """
     damaged: list[Path] = []
+    reason = ""
     for path in reversed(_checkpoints(folder)):
         try:
-            return *_load(path), damaged
-        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
+            arrays, state = _load(path)
+            if check is not None:
+                check(arrays, state)
+            return arrays, state, damaged
+        except Exception as error:  # readers of damaged files raise whatever they stumble over
             damaged.append(path)
+            reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
     if damaged:
-        raise UserError(f"no checkpoint in {folder} is whole; {_ANEW}")
+        raise UserError(f"no checkpoint in {folder} is whole ({damaged[0].name}: {reason}); {_ANEW}")
     return None
 
 
 def _load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if path.with_suffix(".sha256").read_text(encoding="ascii").strip() != sha256_of(path):
-        raise ValueError(f"{path} does not have the checksum beside it")
+        raise ValueError("it does not have the checksum beside it")
+    with zipfile.ZipFile(path) as entries:
+        # What is not compressed cannot be larger than the file, whatever it says.
+        if sum(entry.file_size for entry in entries.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed, as no checkpoint is")
+        if entries.getinfo(f"{_STATE}.npy").file_size > MAX_JSON:
+            raise ValueError("its state is too long")
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
-    return arrays, json.loads(arrays.pop(_STATE).tobytes())
+    state = json.loads(arrays.pop(_STATE).tobytes())
+    if not isinstance(state, dict) or state.get("step") != int(path.stem.removeprefix("step-")):
+        raise ValueError("its state is of another iteration")
+    return arrays, state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -112,7 +146,7 @@ class TrainState:
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "TrainState":
         fields = {field.name: state[_NAMES_ON_DISK.get(field.name, field.name)] for field in dataclasses.fields(cls)}
-        totals = {"steps" if key == "updates" else key: value for key, value in state["since"].items()}
+        totals = {"steps" if key == "updates" else key: state["since"][key] for key in _TOTALS}
         return cls(**{**fields, "totals": MetricTotals(**totals)})
 
 
@@ -155,7 +189,7 @@ class CheckpointManager:
         All workers call this at the same moment. Raises UserError where none is whole, it is of other variables, or
         the workers do not find the same one.
         """
-        found = self._read()
+        found = self._read(functools.partial(self._check, variables))
         if found is None:
             return None
         arrays, state, damaged = found
@@ -165,20 +199,29 @@ class CheckpointManager:
                 # Aside, so that it does not count among the two that are kept.
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
-        if variables.keys() != arrays.keys():
-            folder = self._run_dir.checkpoints
-            raise UserError(f"the checkpoints in {folder} belong to another network or optimizer; {_ANEW}")
         for key, variable in variables.items():
             variable.assign(arrays[key])
         self.saved_step = state["step"]
         return TrainState.from_json(state)
 
-    def _read(self) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
+    def _check(self, variables: Mapping[str, keras.Variable], arrays: Arrays, state: dict[str, Any]) -> None:
+        """Raise ValueError for a checkpoint that this run cannot go on from."""
+        expected = {key: (tuple(variable.shape), variable.dtype) for key, variable in variables.items()}
+        if {key: (array.shape, array.dtype.name) for key, array in arrays.items()} != expected:
+            raise ValueError("it belongs to another network or optimizer")
+        if (found := misfit(state, _SHAPE, "state")) is not None:
+            raise ValueError(f"its state {found}")
+        check_history(state.get("rows"))
+        log = self._run_dir.path / "iterations.bin"
+        if state["step"] * RECORD.itemsize > (log.stat().st_size if log.is_file() else 0):
+            raise ValueError(f"{log.name} holds fewer than the {state['step']} records that it counts on")
+
+    def _read(self, check: Check) -> tuple[Arrays, dict[str, Any], list[Path]] | None:
         """What `load_newest` returns, once it is known that all workers have read the same step."""
         self._distribution.gather([0.0])  # the chief has made the folder ready, and its last checkpoint is there
         found, failure = None, None
         try:
-            found = load_newest(self._run_dir.checkpoints)
+            found = load_newest(self._run_dir.checkpoints, check)
         except UserError as error:
             failure = error
         step = _UNREADABLE if failure else _NONE if found is None else found[1]["step"]

@@ -1,7 +1,6 @@
 """Logs of a run: per step, per evaluation, and on the terminal."""
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -14,10 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_text
-from resnet_tf.recipes import Recipe
+from resnet_tf.files import COUNT, Between, misfit, read_text, write_text
 from resnet_tf.reports.curves import TrainingHistory
-from resnet_tf.reports.runs import Settings, clock, read_run
+from resnet_tf.reports.runs import Settings, clock, read_run, recipe_of
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
 
@@ -26,6 +24,16 @@ COLUMNS = (
     *("validation_loss", "validation_accuracy", "train_eval_loss", "train_eval_accuracy"),
     *("images_per_second", "evaluation_seconds", "seconds"),
 )
+# An evaluation, in metrics.csv and in checkpoints.
+_AMOUNT = Between(0, 1e12)
+_ROW = {
+    **{f"{column}?": float | None for column in COLUMNS},
+    **dict.fromkeys(("epoch", "images_per_second", "seconds"), _AMOUNT),
+    **dict.fromkeys(("train_loss", "train_accuracy", "validation_accuracy"), float | None),
+    "iteration": COUNT[1:],
+    "learning_rate": _AMOUNT,
+}
+_MAX_UNLOGGED = 10**7  # iterations of a run whose log is not there to show them
 RECORD = np.dtype([("loss", "<f4"), ("l2", "<f4"), ("accuracy", "<f4")])
 
 History = list[dict[str, Any]]  # one mapping of COLUMNS per evaluation; a missing value is None
@@ -137,16 +145,26 @@ def read_metrics(folder: Path) -> History:
     """The evaluations in a run's metrics.csv; none where it has not been written yet."""
     path = folder / "metrics.csv"
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return [
-                {key: float(text) if text else None for key, text in fields.items()}
-                | {"iteration": int(fields["iteration"])}
-                for fields in csv.DictReader(file)
-            ]
+        history = [
+            {key: float(text) if text else None for key, text in fields.items()}
+            | {"iteration": int(fields["iteration"])}
+            for fields in csv.DictReader(io.StringIO(read_text(path), newline=""))
+        ]
+        check_history(history)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); copy the run folder again") from error
+    return history
+
+
+def check_history(history: Any) -> None:
+    """Raise ValueError where something is not the evaluations of a run."""
+    if (found := misfit(history, [_ROW], "evaluation")) is not None:
+        raise ValueError(f"it {found}")
+    iterations = [metrics["iteration"] for metrics in history]
+    if iterations != sorted(set(iterations)):
+        raise ValueError("its iterations do not rise")
 
 
 def read_history(folder: Path) -> TrainingHistory:
@@ -159,22 +177,21 @@ def read_history(folder: Path) -> TrainingHistory:
     # Epochs are written with four digits: early in a long one that is 0.
     steps_per_epoch = max(1.0, round(last["iteration"] / max(last["epoch"], 1e-4)))
     log = folder / "iterations.bin"
-    losses = read_iterations(log)["loss"].astype(np.float64) if log.exists() else np.empty(0)
+    losses = read_iterations(log)["loss"].astype(np.float64) if log.is_file() else np.empty(0)
+    if last["iteration"] > max(_MAX_UNLOGGED, len(losses)):
+        raise UserError(f"{folder} has {last['iteration']:,} iterations and no log of them; copy the run folder again")
     learning_rates = _learning_rates(settings, history, int(steps_per_epoch))
     return TrainingHistory(folder.resolve().name, losses[: last["iteration"]], learning_rates, history, steps_per_epoch)
 
 
 def _learning_rates(settings: Settings, history: History, steps_per_epoch: int) -> np.ndarray:
     """Learning rate of every step so far: the recipe's, or where feedback changed it, that of each evaluation."""
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    values = {key.removeprefix("recipe."): value for key, value in settings.items() if key.startswith("recipe.")}
-    recipe = Recipe(about="", **{key: value for key, value in values.items() if key in fields})
+    recipe = recipe_of(settings)
     length = recipe.length_of(steps_per_epoch)
     schedule = Schedule(recipe, length, settings.get("unfreeze_at"), settings.get("unfreeze_learning_rate"))
     schedule.state["warm"] = True
     ends = [metrics["iteration"] for metrics in history]
     observed = [metrics["learning_rate"] for metrics in history]
-    scheduled = np.array([schedule.learning_rate(step) for step in range(ends[-1])])
-    if np.isclose(scheduled[np.array(ends) - 1], observed).all():
-        return scheduled
+    if np.isclose([schedule.learning_rate(end - 1) for end in ends], observed).all():
+        return np.array([schedule.learning_rate(step) for step in range(ends[-1])])
     return np.repeat(observed, np.diff(ends, prepend=0))

@@ -9,9 +9,10 @@ from typing import IO, Any
 from resnet_tf.config import DEFAULTS
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
-from resnet_tf.reports.runs import COMMAND, REPORT, SETTINGS, Settings, describe_diff, read_json
+from resnet_tf.reports.runs import COMMAND, REPORT, SETTINGS, Settings, describe_diff, read_report, read_settings
 
 _WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
+_FOLDERS = ("checkpoints", "tensorboard")
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
 _ANOTHER = "give another run_dir=…"
@@ -59,22 +60,23 @@ class RunDir:
     def settings(self) -> Settings | None:
         """The settings that the run was started with, or None for a new run."""
         self.check()
-        return self._read(SETTINGS)
+        path = self.path / SETTINGS
+        return read_settings(path, _ANOTHER_OR_ANEW) if path.exists() else None
 
     def report(self) -> dict[str, Any] | None:
         """The report of a finished run, or None."""
-        return self._read(REPORT)
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        return read_json(path, _ANOTHER_OR_ANEW) if path.exists() else None
+        path = self.path / REPORT
+        return read_report(path, _ANOTHER_OR_ANEW) if path.exists() else None
 
     def check(self) -> None:
         """Raise UserError where the folder holds other things than a run; touches nothing."""
         if (self.path / SETTINGS).exists():
             return
         try:
-            foreign = [p.name for p in self.path.iterdir() if p.name != "lock" and not p.name.startswith(".new-")]
+            # A start or an overwriting that was killed leaves these, and empty folders.
+            own = ("lock", COMMAND)
+            found = [p for p in self.path.iterdir() if p.name not in own and not p.name.startswith(".new-")]
+            foreign = [p.name for p in found if p.name not in _FOLDERS or not p.is_dir() or any(p.iterdir())]
         except FileNotFoundError:
             return
         except OSError as error:
@@ -124,8 +126,8 @@ def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None
     if saved.get("weights.sha256") != current.get("weights.sha256"):
         weights = current.get("weights")
         raise UserError(f"{folder} was started from other weights than {weights} holds now; {_ANOTHER_OR_ANEW}")
-    if saved["data.fingerprint"] != current["data.fingerprint"]:
-        sources = f"{saved['data.source']}, here {current['data.source']}"
+    if saved.get("data.fingerprint") != current["data.fingerprint"]:
+        sources = f"{saved.get('data.source')}, here {current['data.source']}"
         raise UserError(f"{folder} was started on other data ({sources}); give that data, {_ANOTHER_OR_ANEW}")
 
 
@@ -149,6 +151,5 @@ def describe_report(report: dict[str, Any]) -> str:
 
 def saved_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation that a run normalizes its images with; None where it did not write them down."""
-    if "data.mean" not in settings or "data.std" not in settings:
-        return None
-    return tuple(settings["data.mean"]), tuple(settings["data.std"])
+    mean, std = settings.get("data.mean"), settings.get("data.std")
+    return None if mean is None or std is None else (tuple(mean), tuple(std))
