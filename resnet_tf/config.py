@@ -33,6 +33,7 @@ FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")
 DEFAULT_CHECKPOINT_SECONDS = 300.0
 
+MAX_CLASSES, MAX_SIDE, MAX_WIDTH = 100_000, 4096, 256  # more takes all memory, or is a slip
 _MAX_SEED = 2**32 - 1  # what NumPy and Keras take as a seed; more than any other number here needs
 # Where the flags of each group begin.
 GROUPS = {
@@ -44,8 +45,8 @@ GROUPS = {
 }
 
 
-def _count(default: int | None, low: int = 1, **metadata: Any) -> Any:
-    return setting(default, low=low, high=_MAX_SEED, parse=int, **metadata)
+def _count(default: int | None, low: int = 1, high: int = _MAX_SEED, **metadata: Any) -> Any:
+    return setting(default, low=low, high=high, parse=int, **metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +107,11 @@ class TrainConfig:
 
     shortcut: str | None = setting(None, choices=SHORTCUTS)
     identity_padding: str | None = setting(None, choices=IDENTITY_PADDINGS)
-    width: int = _count(1)
+    width: int = _count(1, high=MAX_WIDTH)
     use_bias: bool = setting(False)
 
     augment: Any = setting(None, metavar="|".join((*AUGMENTATIONS, "FILE.py:FUNCTION")))
-    input_size: int | None = _count(None, metavar="PIXELS")
+    input_size: int | None = _count(None, high=MAX_SIDE, metavar="PIXELS")
     on_bad_image: str = setting("stop", choices=("stop", "skip"))
 
     weights: str | None = setting(None, metavar="FILE")
@@ -123,7 +124,7 @@ class TrainConfig:
     overwrite: bool = setting(False)
     device: str = setting("auto")
     precision: Precision | Literal["auto"] = setting("auto", choices=("auto", *PRECISIONS))
-    threads: int | None = _count(None, 0)
+    threads: int | None = _count(None, 0, 1024)
     steps_per_execution: int | None = _count(None, flag="steps_per_call")
     keep_on_device: str = setting("auto", choices=("auto", "always", "never"))
     jit_compile: bool = setting(False)
@@ -136,7 +137,7 @@ class TrainConfig:
     on_nan: str = setting("stop", choices=("stop", "rollback"))
 
     strategy: Any = setting("auto", choices=("auto", "none", "mirrored", "multiworker", "tpu"))
-    replicas: int | None = _count(None, metavar="N")
+    replicas: int | None = _count(None, high=1024, metavar="N")
     sync_bn: bool = setting(False)
 
     augment_sha256: str | None = setting(None)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from resnet_tf.config import FORMATS, QUANTIZATIONS
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.files import replacing, replacing_folder, write_json, write_text
+from resnet_tf.files import check_outputs, replacing, replacing_folder, write_json, write_text
 from resnet_tf.fused import fold_batch_norm, fused_view
 from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
 from resnet_tf.prediction import class_table
 from resnet_tf.process import recursion_limit, suppress_output
-from resnet_tf.saving import open_model
+from resnet_tf.saving import check_sidecar, input_files, open_model, write_keras
 from resnet_tf.scoring import check_input
 
 # Largest difference allowed, as a share of max(1, largest output of the original). A float16 weight is off by up to
@@ -103,6 +103,7 @@ def export_model(
     """
     _check_request(format, quantize, data is not None, uint8_input)
     path = Path(path)
+    check_place(path, format, model, best)
     original, sidecar, name = open_model(model, best=best)
     if softmax and output_type(original) == "logits":
         probabilities = layers.Softmax(dtype="float32", name="probabilities")(original.outputs[0])
@@ -226,13 +227,22 @@ def _check_request(kind: str, quantize: str | None, calibrated: bool, uint8_inpu
             optional_import(module, "onnx")
 
 
+def check_place(path: Path, kind: str, model: Any = None, best: bool = False) -> None:
+    """Refuse, before any work, a place that is taken by something else, or by what `model` is read from."""
+    files = input_files(str(model), best) if isinstance(model, str | os.PathLike) else []
+    if kind == "saved_model" and path.is_dir():
+        if not (path / "saved_model.pb").exists():
+            raise UserError(f"output={str(path)!r} is a folder that is no export; give another one", argument="output")
+    elif kind == "saved_model" and path.exists():
+        raise UserError(f"output={str(path)!r} is no folder; give another one", argument="output")
+    else:
+        check_outputs({"output": path}, files)
+    check_sidecar(path, files[0] if files else None)
+
+
 @contextlib.contextmanager
 def _replacing(path: Path, folder: bool) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well; UserError where that cannot be."""
-    if path.is_dir() and not (folder and (path / "saved_model.pb").exists()):
-        raise UserError(f"{path} is a folder that is no export; give another output=…")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"output={str(path)!r}: its folder does not exist; make it or give another output=…")
     try:
         with replacing_folder(path) if folder else replacing(path) as temporary:
             yield temporary
@@ -259,7 +269,7 @@ def _write(
     model: keras.Model, path: Path, kind: str, uint8_input: bool, quantize: str | None, calibration: Any, labels: Any
 ) -> None:
     if kind == "keras":
-        model.save(path)
+        write_keras(model, path)
         return
     serving = _serving_model(model, uint8_input)
     if kind == "saved_model":

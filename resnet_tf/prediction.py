@@ -21,12 +21,13 @@ from resnet_tf.errors import UserError
 from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
 from resnet_tf.pretrained.zoo import imagenet_classes
 from resnet_tf.reports.metrics import log_softmax
-from resnet_tf.saving import open_model
+from resnet_tf.saving import SIDE, open_model
 
 BATCHES_AHEAD = 3
 # What most ImageNet networks are tested with; smaller networks see the whole picture.
 DEFAULT_RESIZE, DEFAULT_CROP = 256, 224
 SMALL = 96
+_SIDES = ("height", "width")
 
 Image = Path | NDArray[np.uint8]
 
@@ -226,16 +227,21 @@ def crop_of(
     shape: Sequence[int | None], sidecar: dict[str, Any], resize: int | None, crop: int | None
 ) -> ResizeCenterCrop:
     """Which part of a picture a model of input `shape` sees: as asked, as its sidecar says, or the default."""
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        raise UserError(f"the model takes {shape}; only images (height, width, channels) will do")
     known = sidecar.get("preprocessing") or {}
-    if "framing" in known and resize is None and crop is None:
-        return ResizeCenterCrop(**known["framing"])
+    framing = (known.get("framing") if resize is None and crop is None else None) or {}
     default = crop or known.get("crop") or (known.get("shape") or [DEFAULT_CROP])[0] or DEFAULT_CROP
-    height, width = (crop or side or default for side in shape[1:3])
+    height, width = (framing.get(key) or crop or side or default for key, side in zip(_SIDES, shape[1:3], strict=True))
     if any(side not in (None, given) for side, given in zip(shape[1:3], (height, width), strict=True)):
+        what = f"the framing of {height}x{width} beside it" if framing else f"crop={crop}"
         raise UserError(
-            f"crop={crop} does not fit the model, which takes {shape[1]}x{shape[2]} pixels; leave it out",
-            argument="crop",
+            f"{what} does not fit the model, which takes {shape[1]}x{shape[2]} pixels; leave it out", argument="crop"
         )
+    if max(height, width) not in SIDE:
+        raise UserError(f"images of {height}x{width} are too large; allowed: {SIDE[-1]} pixels a side", argument="crop")
+    if framing:
+        return ResizeCenterCrop(**framing)
     larger = max(height, width)
     if resize is None and crop is None:
         resize = known.get("resize")

@@ -43,8 +43,8 @@ def recursion_limit(depth: int) -> Iterator[None]:
 @contextlib.contextmanager
 def suppress_output(handles: Sequence[int] = (1, 2)) -> Iterator[None]:
     """Swallow stdout and stderr of the process, or one of them; if the block raises, print it on stderr after all."""
-    for handle in handles:
-        (sys.stdout if handle == 1 else sys.stderr).flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     saved = [os.dup(handle) for handle in handles]
     with tempfile.TemporaryFile() as swallowed:
         for handle in handles:

@@ -4,14 +4,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_tf.config import MAX_SIDE
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json, write_with
+from resnet_tf.files import MAX_JSON, read_json, write_json, write_with
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model, list_models
 from resnet_tf.pretrained.zoo import find_shipped
 from resnet_tf.process import recursion_limit
@@ -19,6 +22,18 @@ from resnet_tf.process import recursion_limit
 if TYPE_CHECKING:
     import keras
 
+SIDE = range(1, MAX_SIDE + 1)  # of an image as a network sees it, pixels
+_PREPROCESSING = {
+    "shape?": [(SIDE, None)],
+    **dict.fromkeys(("resize?", "crop?"), (SIDE, None)),
+    "framing?": {"resize": (SIDE, None), "height": SIDE, "width": SIDE},
+}
+_SIDECAR = {
+    "class_names?": ([str], None),
+    "preprocessing?": (_PREPROCESSING, None),
+    **dict.fromkeys(("dataset?", "model?", "data_source?"), str | None),
+    "on_bad_image?": frozenset(("stop", "skip")),
+}
 NO_DATASET = "{} does not say what it was trained on; give dataset=… (" + ", ".join((*DATASETS, *IMAGE_FORMS)) + ")"
 
 
@@ -27,6 +42,8 @@ def model_path(text: "str | os.PathLike[str]", best: bool = False) -> Path:
 
     Raises UserError where it does not exist, or is no Keras model.
     """
+    if not str(text):
+        raise UserError("a model has the empty name; name a .keras file or the folder of a run", argument="model")
     path, entry = Path(text), find_shipped(str(text))
     if entry is not None and not best:
         return entry.path
@@ -44,6 +61,8 @@ def model_path(text: "str | os.PathLike[str]", best: bool = False) -> Path:
             f"{path} is no Keras model (.keras, .h5, .hdf5 or a SavedModel folder); make one from {source} with "
             "resnet-tf import-weights"
         )
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{path} is no file; name a .keras file or the folder of a run")
     return path
 
 
@@ -52,15 +71,34 @@ def _is_saved_model(path: Path) -> bool:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """The JSON beside a model file, or nothing; raises UserError where it is damaged."""
+    """The JSON beside a model file, or nothing; raises UserError where it is not what is written there."""
     sidecar = path.absolute().with_suffix(".json")
     if not sidecar.exists():
         return {}
-    try:
-        value = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{sidecar} cannot be read ({error}); remove it, or save the model again") from error
-    return value if isinstance(value, dict) else {}
+    advice = "remove it, or save the model again"
+    about = read_json(sidecar, _SIDECAR, advice)
+    unknown = ((about.get("preprocessing") or {}).get("framing") or {}).keys() - _PREPROCESSING["framing?"]
+    if unknown:
+        raise UserError(f"{sidecar} has a framing with {', '.join(sorted(unknown))}, which is not known; {advice}")
+    return about
+
+
+def input_files(text: str, best: bool = False) -> list[Path]:
+    """The files that a model is read from; none of a network by name."""
+    if text in IMAGENET_NETWORKS and not Path(text).exists():
+        return []
+    path = model_path(text, best)
+    return [path, path.with_suffix(".json")]
+
+
+def check_sidecar(output: Path, model: Path | None = None) -> None:
+    """Refuse an output whose sidecar would replace a JSON file of something else than `model` or an export of it."""
+    sidecar, other = output.with_suffix(".json"), output.with_suffix(".keras")
+    foreign = sidecar.exists() and "preprocessing" not in read_sidecar(output)
+    if foreign or (sidecar.exists() and output != other and other.exists() and other != model):
+        raise UserError(
+            f"output={str(output)!r} would replace {sidecar}, which belongs to something else; give another"
+        )
 
 
 def load_model(path: Path) -> "keras.Model":
@@ -72,15 +110,13 @@ def load_model(path: Path) -> "keras.Model":
     import keras
 
     from resnet_tf.models.layers import single_input
+    from resnet_tf.pretrained.keras_file import read_keras_file
 
     version, has_network = _writer(path)
     if not has_network:
         raise UserError(f"{path} holds weights without their network; build that one with weights={str(path)!r}")
     try:
-        with recursion_limit(1000):
-            return (
-                _load_saved_model(path) if path.is_dir() else single_input(keras.models.load_model(path, compile=False))
-            )
+        return _load_saved_model(path) if path.is_dir() else single_input(read_keras_file(path))
     except Exception as error:  # Keras raises whatever its readers raise on a damaged file
         reason = str(error).strip().splitlines()
         advice = (
@@ -95,15 +131,15 @@ def load_model(path: Path) -> "keras.Model":
 
 def _writer(path: Path) -> tuple[str | None, bool]:
     """The version of Keras that wrote a file, None where it does not say, and whether there is a network in it."""
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+    with contextlib.suppress(Exception):  # whoever loads it will say what is wrong
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                return json.loads(archive.read("metadata.json"))["keras_version"], True
+            with zipfile.ZipFile(path) as archive, archive.open("metadata.json") as file:
+                return json.loads(file.read(MAX_JSON))["keras_version"], True
         if path.is_file():
             import h5py
 
-            with h5py.File(path) as file:
-                return file.attrs.get("keras_version"), "model_config" in file.attrs
+            with h5py.File(path) as data:
+                return data.attrs.get("keras_version"), "model_config" in data.attrs
     return None, True
 
 
@@ -160,9 +196,29 @@ def build_or_load(text: str, **options: Any) -> "keras.Model":
 
 def save_model(model: "keras.Model", path: Path, sidecar: dict[str, Any]) -> None:
     """Write a model and, beside it, what a plain Keras file has no room for; raises OSError where the disk refuses."""
-    with recursion_limit(len(model.layers)):
-        write_with(path, model.save)
+    write_with(path, lambda temporary: write_keras(model, temporary))
     write_json(path.with_suffix(".json"), sidecar)
+
+
+def write_keras(model: "keras.Model", path: Path) -> None:
+    """Write a .keras file whose bytes depend on nothing but the model; Keras writes addresses and times into it."""
+    made, ids = path.with_name(f"{path.stem}-made.keras"), dict[str, int]()
+    try:
+        with recursion_limit(len(model.layers)):
+            model.save(made)
+        with zipfile.ZipFile(made) as source, zipfile.ZipFile(path, "w") as target:
+            for entry in source.infolist():
+                info = zipfile.ZipInfo(entry.filename)
+                info.file_size = entry.file_size  # decides on the large kind of entry
+                with source.open(entry) as read, target.open(info, "w") as written:
+                    if not entry.filename.endswith(".json"):
+                        shutil.copyfileobj(read, written)
+                        continue
+                    text = re.sub(r'("date_saved": )"[^"]*"', r'\1"1980-01-01@00:00:00"', read.read().decode())
+                    address = re.compile(r'(?<="shared_object_id": )\d+')
+                    written.write(address.sub(lambda found: str(ids.setdefault(found[0], len(ids))), text).encode())
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def check_trainable(model: "keras.Model") -> str:

@@ -16,7 +16,6 @@ from resnet_tf.config import PRECISIONS, Precision
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
-from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import ArraySource, Subset
 from resnet_tf.data.prepare import as_split, resized, subset_to_test
 from resnet_tf.data.tf_dataset import TfSubset
@@ -150,8 +149,8 @@ def _find_tests(
 ) -> LabelledDataset:
     """The images to evaluate on as a model sees them."""
     known = sidecar.get("class_names")
-    framing = (sidecar.get("preprocessing") or {}).get("framing")
-    crop = None if framing is None else ResizeCenterCrop(**framing)
+    framed = "framing" in (sidecar.get("preprocessing") or {})
+    crop = crop_of(model.input_shape, sidecar, None, None) if framed else None
     named = data is not None
     data = sidecar.get("dataset") if data is None else data
     if data is None:

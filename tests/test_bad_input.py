@@ -1,5 +1,6 @@
 """Whatever a user can get wrong ends in one line on stderr, exit code 2, and nothing created, changed or lost."""
 
+import io
 import json
 import os
 import pickle
@@ -8,15 +9,75 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
+from resnet_tf.config import make_config
 from resnet_tf.data import shapes
+from resnet_tf.data.image_io import cv2
+from resnet_tf.training.logs import COLUMNS
 from tests.conftest import exit_code
 
 SHAPES = ("train", "--dataset", "shapes")
 CIFAR = ("train", "--dataset", "cifar10", "--data-dir")
+
+NEST = "[" * 100_000 + "]" * 100_000
+# Files of a run: which one, what is in it instead (a text, or what is changed), and what the line must say.
+RUNS = {
+    "nested": ("settings.json", NEST, "settings.json cannot be read"),
+    "nested-inside": ("settings.json", {"extra": [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]}, "nested too deeply"),
+    "text": ("settings.json", "run 17", "settings.json cannot be read"),
+    "bytes": ("settings.json", "\udcff", "settings.json cannot be read"),
+    "number": ("settings.json", '{"seed": 1' + "0" * 5000 + "}", "settings.json cannot be read"),
+    "empty": ("settings.json", "{}", "settings.json lacks data.fingerprint, data.source, dataset, model"),
+    "model": ("settings.json", {"model": 5}, "has 5 as model, not a text"),
+    "seed": ("settings.json", {"seed": "0"}, "has '0' as seed, not a whole number"),
+    "rate": ("settings.json", {"recipe.learning_rate": "fast"}, "has 'fast' as recipe.learning_rate, not a number"),
+    "minus": ("settings.json", {"recipe.batch_size": -1}, "batch_size=-1 is out of range"),
+    "schedule": ("settings.json", {"recipe.schedule": "odd"}, "'odd' is not known"),
+    "drops": ("settings.json", {"recipe.drops": 3}, "has no list as recipe.drops"),
+    "mean": ("settings.json", {"data.mean": ["red"]}, "has 'red' as data.mean, not a number"),
+    "precision": ("settings.json", {"precision": None}, "has None as precision, not a text"),
+    "report": ("report.json", "{}", "report.json lacks device, iterations, parameters"),
+    "report-list": ("report.json", "[]", "report.json is not the JSON object"),
+    "training": ("report.json", {"training": []}, "has no object as training"),
+    "seconds": (
+        "report.json",
+        {"training": {"seconds": 1e300, "median_images_per_second": 1}},
+        "as seconds, not a number",
+    ),
+    "top1": ("report.json", {"test": {"loss": 1, "top1": 17, "top5": 1, "images": 1}}, "has 17 as top1, not a number"),
+    "tested": ("report.json", {"test": {"loss": 1}}, "report.json lacks images, top1, top5 in test"),
+    "best": ("report.json", {"best": []}, "has no object as best"),
+    "iterations": ("report.json", {"iterations": True}, "has True as iterations, not a whole number"),
+    "versions": ("report.json", {"versions": {"keras": 3}}, "report.json lacks tensorflow in versions"),
+    "field": ("metrics.csv", "iteration,epoch\n1," + "1" * 140_000, "metrics.csv cannot be read"),
+    "order": ("metrics.csv", {"20": "5"}, "metrics.csv cannot be read (its iterations do not rise)"),
+    "zero": ("metrics.csv", {"10": "0"}, "metrics.csv cannot be read"),
+    "long": ("metrics.csv", {"20": "99999999999"}, "and no log of them"),
+    "columns": ("metrics.csv", "iteration\n10\n", "metrics.csv cannot be read (it lacks epoch"),
+    "binary": ("metrics.csv", "\0\0,\0\n\0,\0", "metrics.csv cannot be read"),
+}
+# The JSON beside a model of 7 classes that takes 32x32 pixels, and what the line must say.
+SIDECARS = {
+    "names": ({"class_names": 7}, "has no list as class_names"),
+    "few": ({"class_names": ["cat"]}, "names 1 classes, the model has 7"),
+    "mixed": ({"class_names": [1, 2, 3, 4, 5, 6, 7]}, "has 1 as class_names, not a text"),
+    "preprocessing": ({"preprocessing": []}, "has no object as preprocessing"),
+    "framing": ({"preprocessing": {"framing": [32, 32]}}, "has no object as framing"),
+    "unknown": ({"preprocessing": {"framing": {"side": 32}}}, "lacks height, resize, width in framing"),
+    "more": ({"preprocessing": {"framing": {"resize": 32, "height": 32, "width": 32, "turn": 1}}}, "framing with turn"),
+    "misfit": ({"preprocessing": {"framing": {"resize": 30, "height": 30, "width": 30}}}, "framing of 30x30 beside it"),
+    "huge": (
+        {"preprocessing": {"framing": {"resize": 10**9, "height": 32, "width": 32}}},
+        "as resize, not a whole number",
+    ),
+    "crop": ({"preprocessing": {"crop": "all"}}, "as crop, not a whole number"),
+    "dataset": ({"dataset": {}}, "as dataset, not a text"),
+    "bad-image": ({"on_bad_image": "maybe"}, "as on_bad_image, not one of skip, stop"),
+}
 
 # Arguments, and what the line must say.
 FLAGS = [
@@ -108,9 +169,62 @@ FLAGS = [
     ((*SHAPES, "--run-dir", "folder"), "is not empty and is not a run folder"),
     ((*SHAPES, "--run-dir", "folder", "--overwrite"), "is not empty and is not a run folder"),
     ((*SHAPES, "--run-dir", "damaged"), "settings.json cannot be read"),
-    ((*SHAPES, "--run-dir", "list"), "is not the JSON object that a run writes"),
+    ((*SHAPES, "--run-dir", "list"), "is not the JSON object that is written there"),
     ((*SHAPES, "--run-dir", "other"), "; give another --run-dir, or --overwrite to start anew"),
     ((*SHAPES, "--run-dir", "other"), 'belongs to a run of other settings: model is "resnet56_v1" there'),
+    ((*SHAPES, "--run-dir", ""), "argument --run-dir: the value is empty; give one"),
+    ((*SHAPES, "--data-dir", ""), "argument --data-dir: the value is empty"),
+    ((*SHAPES, "--weights", ""), "argument --weights: the value is empty"),
+    ((*SHAPES, "--input-size", "1000000"), "--input-size 1000000 is out of range; allowed: 1 to 4096"),
+    ((*SHAPES, "--width", "100000"), "--width 100000 is out of range; allowed: 1 to 256"),
+    ((*SHAPES, "--threads", "99999"), "--threads 99999 is out of range; allowed: 0 to 1024"),
+    ((*SHAPES, "--replicas", "99999"), "--replicas 99999 is out of range"),
+    (("evaluate", ""), "argument model: the value is empty"),
+    (("evaluate", "fifo.keras"), "fifo.keras is no file"),
+    (("evaluate", "gzip.keras", "--dataset", "shapes"), "its data inflates to many times its size"),
+    (("evaluate", "zip.keras", "--dataset", "shapes"), "it inflates to many times its size"),
+    (("evaluate", "wide.keras", "--dataset", "shapes"), "its layers are larger than the file"),
+    (("evaluate", "elsewhere.keras", "--dataset", "shapes"), "its data lies in other files"),
+    (("evaluate", "deep.keras", "--dataset", "shapes"), "deep.keras cannot be loaded as a Keras model"),
+    ((*SHAPES, "--weights", "gzip.keras"), "its data inflates to many times its size"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--json", "seven.keras"), "--json seven.keras is an input"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--json", "run/report.json"), "belongs to the run in run"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--report", "run"), "belongs to the run in run"),
+    (("evaluate", "seven.keras", "--dataset", "shapes", "--report", "notes.txt"), "is no folder"),
+    (("predict", "seven.keras", ""), "the value is empty"),
+    (("predict", "seven.keras", "one.png", "--json", "one.png"), "--json one.png is an input; give another file"),
+    (("predict", "seven.keras", "pictures", "--csv", "pictures/two.png"), "--csv pictures/two.png is an input"),
+    (("predict", "seven.keras", "one.png", "--csv", "twin"), "--csv twin is an input"),
+    (("predict", "seven.keras", "one.png", "--csv", "seven.keras"), "--csv seven.keras is an input"),
+    (("predict", "seven.keras", "one.png", "--csv", "out", "--json", "./out"), "is csv as well; give each its own"),
+    (("predict", "seven.keras", "one.png", "--json", "run/settings.json"), "belongs to the run in run"),
+    (("predict", "seven.keras", "one.png", "--csv", "folder"), "is a folder; give a file"),
+    (("predict", "any.keras", "one.png", "--crop", "100000"), "allowed: 4096 pixels a side"),
+    (("export", "seven.keras", "--format", "keras", "--output", "seven.keras"), "is an input; give another file"),
+    (
+        ("export", "seven.keras", "--format", "tflite", "--output", "run/settings.tflite"),
+        "which belongs to something else",
+    ),
+    (("export", "seven.keras", "--format", "saved_model", "--output", "folder"), "is a folder that is no export"),
+    (("export", "seven.keras", "--format", "keras", "--output", "no/x.keras"), "the folder does not exist"),
+    (("compare", "run", "--output", "run/curves.png"), "belongs to the run in run"),
+    (("compare", "run", "--output", "no/x.png"), "the folder does not exist"),
+    (("compare", "run", "--output", "notes.txt"), "has no known ending; allowed: .png, .pdf, .svg"),
+    (("summary", "resnet8_v2", "--plot", "no/x.png"), "the folder does not exist"),
+    (("summary", "resnet8_v2", "--input-size", "1000000"), "--input-size 1000000 is out of range"),
+    (("summary", "resnet8_v2", "--width", "100000"), "--width 100000 is out of range"),
+    (("summary", "resnet8_v2", "--classes", "0"), "--classes 0 is out of range"),
+    (
+        ("import-weights", "notes.txt", "--model", "resnet18", "--output", "run/final.keras"),
+        "belongs to the run in run",
+    ),
+    (
+        ("import-weights", "notes.txt", "--model", "resnet18", "--output", "run/report.keras"),
+        "belongs to the run in run",
+    ),
+    (("import-weights", "x.pth", "--model", "resnet18", "--output", "x.keras", "--classes", "1000000000"), "--classes"),
+    *((("compare", f"bad-{name}"), says) for name, (_, _, says) in RUNS.items()),
+    *((("predict", f"bad-{name}.keras", "one.png"), says) for name, (_, says) in SIDECARS.items()),
 ]
 
 
@@ -122,6 +236,7 @@ def bad_files(tmp_path_factory):
     (folder / "folder" / "letter.txt").write_text("dear reader\n")
     _models(folder)
     _archives(folder)
+    _runs(folder)
     for name, text in (("damaged", "{"), ("list", "[]"), ("other", json.dumps({"model": "resnet56_v1"}))):
         (folder / name).mkdir()
         (folder / name / "settings.json").write_text(text)
@@ -140,6 +255,76 @@ def _models(folder: Path) -> None:
     (folder / "truncated.keras").write_bytes(whole[: len(whole) // 2])
     (folder / "badside.keras").write_bytes(whole)
     (folder / "badside.json").write_text("{")
+    for name, (value, _) in SIDECARS.items():
+        (folder / f"bad-{name}.keras").hardlink_to(folder / "seven.keras")
+        (folder / f"bad-{name}.json").write_text(json.dumps(value))
+    free = keras.Input((None, None, 3))
+    keras.Model(free, keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(free))).save(folder / "any.keras")
+    _bombs(folder)
+
+
+def _runs(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    for name in ("one.png", "pictures/two.png"):
+        cv2.imwrite(str(folder / name), np.full((32, 32, 3), 90, np.uint8))
+    (folder / "twin").hardlink_to(folder / "one.png")
+    settings = make_config("he2015", model="resnet8_v2", dataset="shapes").settings()
+    settings |= {"data.source": "built-in", "data.fingerprint": "0", "precision": "float32", "threads": 1}
+    report = {
+        **dict.fromkeys(("parameters", "iterations", "train_images", "validation_images"), 20),
+        "settings": settings,
+        "test": None,
+        "device": "a machine",
+        "versions": {"tensorflow": "2", "keras": "3"},
+        "training": {"seconds": 1.0, "median_images_per_second": 10.0},
+    }
+    row = dict.fromkeys(COLUMNS, "0.5")
+    rows = [",".join((row | {"iteration": step}).values()) for step in ("10", "20")]
+    metrics = "\n".join((",".join(COLUMNS), *rows, ""))
+    whole = {"settings.json": settings, "report.json": report, "metrics.csv": metrics}
+    for name, (file, change, _) in {"run": ("curves.png", "", ""), **RUNS}.items():
+        place = folder / (name if name == "run" else f"bad-{name}")
+        place.mkdir()
+        for path, value in {"curves.png": "", **whole}.items():
+            if path == file and isinstance(change, str):
+                value = change
+            elif path == file:
+                value = value | change if isinstance(value, dict) else _replaced(value, change)
+            text = value if isinstance(value, str) else json.dumps(value)
+            (place / path).write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _replaced(text: str, change: dict[str, str]) -> str:
+    for old, new in change.items():
+        text = text.replace(f"\n{old},", f"\n{new},")
+    return text
+
+
+def _bombs(folder: Path) -> None:
+    """Small .keras files that ask for much: memory, another file, or a deep stack."""
+
+    def weights(**options):
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            file.create_dataset("layers/dense/vars/0", (64, 2**20), "f4", **options)
+        return content.getvalue()
+
+    with zipfile.ZipFile(folder / "seven.keras") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    wide = entries["config.json"].replace(b'"units": 7', b'"units": 999999999')
+    assert wide != entries["config.json"]
+    contents = {
+        "gzip": {"model.weights.h5": weights(compression="gzip", fillvalue=1.0)},
+        "zip": {"model.weights.h5": bytes(2**27)},
+        "wide": {"config.json": wide},
+        "elsewhere": {"model.weights.h5": weights(external=[("notes.txt", 0, 2**28)])},
+        "deep": {"config.json": NEST.encode()},
+    }
+    for name, changed in contents.items():
+        with zipfile.ZipFile(folder / f"{name}.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry, content in {**entries, **changed}.items():
+                archive.writestr(entry, content)
+    os.mkfifo(folder / "fifo.keras")
 
 
 class _Hostile:

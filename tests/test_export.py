@@ -229,7 +229,7 @@ def test_the_command_folds(finished_run, tmp_path):
         (["--format", "tflite", "--quantize", "int8"], "give data="),
         (["--format", "keras", "--uint8-input"], "takes uint8 as it is"),
         (["--format", "onnx", "--output", "a.tflite"], "must end in .onnx"),
-        (["--format", "keras", "--output", "{run}/final.keras"], "model itself"),
+        (["--format", "keras", "--output", "{run}/final.keras"], "belongs to the run"),
         (["--format", "saved_model", "--output", "{run}"], "no export"),
         (["--format", "keras", "--output", "{run}/none/a.keras"], "does not exist"),
     ],

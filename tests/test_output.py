@@ -3,12 +3,15 @@
 import contextlib
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from resnet_tf.cli.main import main, run_command
-from tests.conftest import TINY
+from resnet_tf.errors import UserError
+from tests.conftest import ROOT, TINY
 
 
 def unread():
@@ -84,3 +87,25 @@ def test_characters_that_the_encoding_lacks():
         assert main(["train", "--list-models"]) == 0
         print("10 ± 1", os.fsdecode(b"\xff.png"), flush=True)
     assert stream.buffer.getvalue().endswith(b"10 \\xb1 1 \\udcff.png\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams(closed, tmp_path):
+    command = f"{sys.executable} -m resnet_tf train --list-models {closed}"
+    result = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    failing = f"{sys.executable} -m resnet_tf summary nothing.keras {closed}"
+    assert subprocess.run(["sh", "-c", failing], cwd=ROOT, capture_output=True, check=False).returncode == 2
+
+
+def test_names_in_files_control_no_terminal(capsys):
+    def command(argv):
+        print("caf\u00e9 \x1b]0;owned\x07")
+        raise UserError("the class '\x1b[31m' \x9b31m is not known")
+
+    assert run_command(command, []) == 2
+    out, err = capsys.readouterr()
+    assert out == "caf\u00e9 \\x1b]0;owned\\x07\n"
+    assert err == "resnet-tf: error: the class '\\x1b[31m' \\x9b31m is not known\n"
+    assert main(["train", "--model", "\x1b[31m"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

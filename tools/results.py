@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import math
 import re
 import shutil

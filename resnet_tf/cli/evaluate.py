@@ -8,7 +8,7 @@ from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
 from resnet_tf.process import load_tensorflow
-from resnet_tf.saving import NO_DATASET, model_path, read_sidecar
+from resnet_tf.saving import NO_DATASET, input_files, model_path, read_sidecar
 
 MODEL_HELP = "a .keras or .h5 file, a SavedModel or run folder, or weights that come with the package (NETWORK:NAME)"
 
@@ -44,7 +44,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(NO_DATASET.format(path))
     if arguments.dataset is not None:
         check_name(arguments.dataset, arguments.data_dir)
-    check_output_file("json", arguments.json)
+    files = input_files(arguments.model, arguments.best)
+    check_output_file("json", arguments.json, inputs=files)
+    if arguments.report:
+        from resnet_tf.reports.html import check_report
+
+        check_report(arguments.report, [*files, *filter(None, [arguments.json])])
     load_tensorflow()
     from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw
     from resnet_tf.scoring import evaluate

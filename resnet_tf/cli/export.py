@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _output(arguments: Any, path: Path) -> Path:
-    """Where the export goes; refuses the model itself, and another format's ending."""
+    """Where the export goes; refuses another format's ending."""
     ending = {"saved_model": "", "keras": ".keras"}.get(arguments.format, f".{arguments.format}")
     kind = "".join(f"-{part}" for part in (arguments.quantize, "folded" if arguments.fold_bn else None) if part)
     name = f"{path.stem}{kind or ('-export' if ending == '.keras' else '')}{ending or '-saved_model'}"
@@ -78,6 +78,4 @@ def _output(arguments: Any, path: Path) -> Path:
     output = Path(arguments.output) if arguments.output else beside / name
     if output.suffix != ending:
         raise UserError(f"output={str(output)!r} must end in {ending or 'no suffix'} for format={arguments.format!r}")
-    if output.absolute() == path.absolute():
-        raise UserError(f"output={str(output)!r} is the model itself; give another file")
     return output

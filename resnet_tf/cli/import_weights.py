@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.main import Parser
-from resnet_tf.config import IDENTITY_PADDINGS, SHORTCUTS
+from resnet_tf.config import IDENTITY_PADDINGS, MAX_CLASSES, SHORTCUTS
 from resnet_tf.errors import UserError
+from resnet_tf.files import check_outputs
 from resnet_tf.models.registry import model_options
 from resnet_tf.pretrained.zoo import PREPROCESSING
 from resnet_tf.process import load_tensorflow
 from resnet_tf.recipes import floats
-from resnet_tf.saving import save_model
+from resnet_tf.saving import check_sidecar, save_model
 
 
 def make_parser() -> Parser:
@@ -72,12 +73,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     arguments = make_parser().parse_args(argv)
     output = Path(arguments.output)
-    if output.suffix != ".keras" or not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: give a name that ends in .keras, in a folder that exists")
+    if output.suffix != ".keras":
+        raise UserError(f"--output {output}: give a name that ends in .keras")
+    check_outputs({"output": output, "sidecar": output.with_suffix(".json")}, [arguments.checkpoint])
+    check_sidecar(output)
     for flag in ("classes", "new_head"):
         value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give 1 or more")
+        if value is not None and not 1 <= value <= MAX_CLASSES:
+            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; allowed: 1 to {MAX_CLASSES}")
     _check_constants(arguments)
     if arguments.model is not None:
         model_options(arguments.model)

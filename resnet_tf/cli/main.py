@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 from resnet_tf import __version__
 from resnet_tf.config import OPTIONS, PRECISIONS, TrainConfig
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, printable
+from resnet_tf.files import check_outputs
 from resnet_tf.recipes import attribute_texts, floats
 
 COMMANDS = {
@@ -56,11 +57,15 @@ class Parser(argparse.ArgumentParser):
         flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
         # Under their own names as well: `data` of export_model() is --dataset, and loading it says `dataset=`.
         Parser.flags = {flag.lstrip("-").replace("-", "_"): flag for flag in flags.values()} | flags
-        return super().parse_args(args, namespace)
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(f"argument {flags.get(name, name)}: the value is empty; give one")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Print one line that ends in where to find help, and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))} (see {self.prog} --help)\n")
 
 
 def add_flags(group: Any, cls: type, fields: Iterable[dataclasses.Field], defaults: bool = True) -> None:
@@ -126,14 +131,13 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def check_output_file(argument: str, file: str | None, endings: tuple[str, ...] = ()) -> None:
-    """Refuse an output of another ending, whose folder does not exist, or that is a folder."""
+def check_output_file(
+    argument: str, file: str | None, endings: tuple[str, ...] = (), inputs: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Refuse an output of another ending, or one that `check_outputs` refuses."""
     if file and endings and not file.endswith(endings):
         raise UserError(f"{argument}={file!r} has no known ending; allowed: {', '.join(endings)}")
-    if file and not Path(file).absolute().parent.is_dir():
-        raise UserError(f"{argument}={file!r}: the folder does not exist; make it or give another file")
-    if file and Path(file).is_dir():
-        raise UserError(f"{argument}={file!r} is a folder; give a file")
+    check_outputs({argument: file}, inputs)
 
 
 @contextlib.contextmanager
@@ -166,8 +170,8 @@ def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], la
     Returns 0; 2 after a `UserError`; 128 plus the number of the signal that stopped it, that of SIGPIPE where the
     reader of its output has gone (as with `| head`). One that is `lasting` goes on when nobody takes what it prints.
     """
-    lasting_output = contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout)))
-    with warnings.catch_warnings(), lasting_output if lasting else contextlib.nullcontext():
+    output = contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout, lasting)))
+    with warnings.catch_warnings(), output:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             code = command(argv)
@@ -185,11 +189,19 @@ def run_command(command: Callable[[Sequence[str]], Any], argv: Sequence[str], la
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"resnet-tf: warning: {' '.join(in_flags(str(message), Parser.flags).split())}", file=sys.stderr)
+    told = in_flags(printable(str(message)), Parser.flags)
+    print(f"resnet-tf: warning: {' '.join(told.split())}", file=sys.stderr)
 
 
-def escape_unprintable() -> None:
-    """Let stdout show what its encoding lacks, and file names that are no text, as escapes instead of failing."""
+def open_streams() -> None:
+    """Give the process standard streams where it was started without, and let stdout show any text as plain text."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:  # closed, as by `>&-`: the next file that is opened would get all that is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -210,14 +222,14 @@ def _flush_output() -> None:
         raise UserError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere") from error
 
 
-class _LastingStream:
-    """A stream that falls silent where it would fail, for work whose results are in files."""
+class _Output:
+    """Standard output, on which names in files control no terminal; where it is `lasting`, it never fails."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, lasting: bool) -> None:
+        self._stream, self._lasting = stream, lasting
 
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        self._try(self._stream.write, printable(text))
         return len(text)
 
     def flush(self) -> None:
@@ -229,12 +241,16 @@ class _LastingStream:
     def _try(self, action: Callable[..., Any], *arguments: str) -> None:
         try:
             action(*arguments)
-        except BrokenPipeError:
-            _silence(self._stream)  # `| head` wants to hear nothing of it
         except OSError as error:
+            if not self._lasting:
+                raise
             _silence(self._stream)
-            with contextlib.suppress(OSError):
-                print(f"resnet-tf: the output cannot be written any more ({error.strerror}); going on", file=sys.stderr)
+            if not isinstance(error, BrokenPipeError):  # `| head` wants to hear nothing of it
+                with contextlib.suppress(OSError):
+                    print(
+                        f"resnet-tf: the output cannot be written any more ({error.strerror}); going on",
+                        file=sys.stderr,
+                    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 for partly done, 2 for an error of use, 128 plus its number after a signal.
     """
-    escape_unprintable()
+    open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="resnet-tf", description="Residual networks for TensorFlow 2 and Keras 3.")
     parser.add_argument("--version", action="version", version=f"resnet-tf {__version__}")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from resnet_tf.cli.evaluate import MODEL_HELP
-from resnet_tf.cli.main import Parser, add_inference_flags, check_output_file, writing
+from resnet_tf.cli.main import Parser, add_inference_flags, writing
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json, write_text
+from resnet_tf.files import check_outputs, write_json, write_text
 from resnet_tf.process import load_tensorflow, only_python_on_stderr
 
 if TYPE_CHECKING:
@@ -50,16 +50,17 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"{flag}={value} is out of range; give 1 or more")
-    check_output_file("csv", arguments.csv)
-    check_output_file("json", arguments.json)
+    outputs = {"csv": arguments.csv, "json": arguments.json}
+    check_outputs(outputs)
     load_tensorflow()
     from tqdm import tqdm
 
     from resnet_tf.inference import with_scaling
     from resnet_tf.prediction import expand_patterns, iter_predictions
-    from resnet_tf.saving import open_model
+    from resnet_tf.saving import input_files, open_model
 
     paths = expand_patterns(arguments.images)
+    check_outputs(outputs, [*paths, *input_files(arguments.model)])
     options = {key: getattr(arguments, key) for key in ("top", "resize", "crop", "batch_size", "precision", "fold_bn")}
     scaling = arguments.mean, arguments.std, arguments.input_scale
     found = iter_predictions(*with_scaling(open_model(arguments.model, published=True), *scaling), paths, **options)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_tf.cli.main import FIGURES, Parser, check_output_file, writing
-from resnet_tf.config import SHORTCUTS
+from resnet_tf.config import MAX_CLASSES, MAX_SIDE, MAX_WIDTH, SHORTCUTS
 from resnet_tf.errors import UserError
 from resnet_tf.process import load_tensorflow
 
@@ -33,9 +33,11 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Print the table of a network; returns its totals: parameters (trainable) and multiply_adds."""
     arguments = make_parser().parse_args(argv)
+    for name, high in (("input_size", MAX_SIDE), ("classes", MAX_CLASSES), ("width", MAX_WIDTH)):
+        value = getattr(arguments, name)
+        if value is not None and not 1 <= value <= high:
+            raise UserError(f"{name}={value} is out of range; allowed: 1 to {high}")
     side = arguments.input_size
-    if side is not None and side < 1:
-        raise UserError(f"input_size={side} is out of range; give 1 or more")
     check_output_file("plot", arguments.plot, FIGURES)
     load_tensorflow()
     from resnet_tf.reports.plots import draw_network, save

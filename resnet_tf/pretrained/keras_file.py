@@ -1,7 +1,11 @@
 """Open what `weights=` names: published weights, a PyTorch checkpoint, or a Keras file."""
 
 import contextlib
+import io
+import json
+import math
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,73 @@ from resnet_tf.pretrained.zoo import published_file
 from resnet_tf.process import recursion_limit
 
 Channels = tuple[float, ...] | None
+
+# A file that takes more memory than so many times its size and this much was made to do so.
+_GROWTH, _SLACK = 4, 64 * 2**20
+# What decides how many numbers a layer holds, in its configuration.
+_SIZES = ("units", "filters", "input_dim", "output_dim", "depth_multiplier", "num_heads", "key_dim", "value_dim")
+
+
+def read_keras_file(path: Path) -> keras.Model:
+    """Load a .keras or .h5 file, running no code in it and taking no memory that its size does not account for.
+
+    Whatever its readers raise on a damaged file comes through; ValueError where it would take too much memory.
+    """
+    limit = _GROWTH * path.stat().st_size + _SLACK
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > limit:
+                raise ValueError("it inflates to many times its size")
+            for name in archive.namelist():
+                if name.endswith(".h5"):
+                    with h5py.File(io.BytesIO(archive.read(name))) as file:
+                        _check_datasets(file, limit)
+            config = archive.read("config.json")
+    else:
+        with h5py.File(path) as file:
+            _check_datasets(file, limit)
+            config = file.attrs["model_config"]
+    if 4 * _numbers(json.loads(config)) > limit:
+        raise ValueError("its layers are larger than the file")
+    with recursion_limit(1000):
+        return keras.models.load_model(path, compile=False)
+
+
+def _check_datasets(file: h5py.File, limit: int) -> int:
+    """Refuse data that inflates or lies in other files; returns the number of datasets."""
+    datasets: list[h5py.Dataset] = []
+    file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
+    if any(dataset.external or dataset.is_virtual for dataset in datasets):
+        raise ValueError("its data lies in other files")
+    if sum(dataset.nbytes for dataset in datasets) > limit:
+        raise ValueError("its data inflates to many times its size")
+    return len(datasets)
+
+
+def _numbers(config: Any) -> int:
+    """How many numbers the layers of a model hold, from its configuration: the largest of their tensors each."""
+    layers: list[tuple[dict[str, Any], Any]] = []
+    level = [config]
+    while level:
+        parts = [part for part in level if isinstance(part, dict | list)]
+        layers += [(p["config"], p) for p in parts if isinstance(p, dict) and isinstance(p.get("config"), dict)]
+        level = [item for part in parts for item in (part.values() if isinstance(part, dict) else part)]
+    widest = max((_whole(settings.get(key)) for settings, _ in layers for key in _SIZES), default=1)
+    total = 0
+    for settings, layer in layers:
+        sizes = [_whole(settings.get(key)) for key in _SIZES]
+        if max(sizes) > 1:
+            kernel = settings.get("kernel_size")
+            kernels = [_whole(side) for side in (kernel if isinstance(kernel, list) else [kernel])]
+            shape = (layer.get("build_config") or {}).get("input_shape") or [widest]
+            convolution, dense = kernel is not None, layer.get("class_name") == "Dense"
+            inputs = _whole(shape[-1]) if convolution or dense else max(widest, _whole(shape[-1]))
+            total += math.prod(sizes) * math.prod(kernels) * inputs // _whole(settings.get("groups"))
+    return total
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and value > 1 else 1
 
 
 class Weights:
@@ -135,8 +206,8 @@ class KerasModelWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with prefix_errors(path), recursion_limit(1000):
-            self.model = keras.models.load_model(path, compile=False)
+        with prefix_errors(path):
+            self.model = read_keras_file(path)
         for layer in self.model.layers:
             if isinstance(layer, keras.layers.Rescaling) and layer.name == "normalization":
                 scale, offset = np.ravel(layer.scale), np.ravel(layer.offset)
@@ -182,10 +253,8 @@ class KerasWeights(Weights):
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         heads = [layer for layer in model.layers if new_head and layer.name in HEADS]
-        kinds: list[type] = []
         with prefix_errors(self.path), h5py.File(self.path) as file:
-            file.visititems(lambda _, item: kinds.append(type(item)))
-        stored = kinds.count(h5py.Dataset)
+            stored = _check_datasets(file, _GROWTH * self.path.stat().st_size + _SLACK)
         before = model.get_weights()
         try:
             # Keras does not notice what the file has more than the model.
