@@ -32,8 +32,6 @@ from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import StepFunctions, balanced_weights, make_multi_step, make_train_step
 from resnet_tf.training.trainer import Trainer
 
-_NO_OPTIONS = {"shortcut": None, "width": 1, "use_bias": False}
-
 
 def train(
     model: str | keras.Model = "resnet20_v2",
@@ -231,7 +229,7 @@ class _Run:
             check_classes(self.given_model, data.shape, len(data.class_names))
             return self.given_model
         # Not every network has each option: those that ask for nothing stay away.
-        asked = {key: value for key, value in self.builder.items() if value != _NO_OPTIONS.get(key)}
+        asked = {key: value for key, value in self.builder.items() if value not in (None, False, 1)}
         asked |= {"mean": data.mean, "std": data.std}
         try:
             return build_model(self.config.model, classes=len(data.class_names), input_shape=data.shape, **asked)
@@ -290,8 +288,8 @@ class _Run:
             distribution=self.distribution,
         )
         with contextlib.closing(logger):
-            of = f"recipe {config.recipe.name}: {config.recipe.describe()}"
-            logger.log(f"{config.model} on {config.dataset} ({data.source}), {of}")
+            of, recipe = f"{config.dataset} ({data.source})", f"recipe {config.recipe.name}: {config.recipe.describe()}"
+            logger.log(f"{config.model} on {of}, {recipe}")
             logger.log(about)
             if config.freeze != "none":
                 logger.log(describe_trainable(self.model))

@@ -27,7 +27,6 @@ BATCHES_AHEAD = 3
 # What most ImageNet networks are tested with; smaller networks see the whole picture.
 DEFAULT_RESIZE, DEFAULT_CROP = 256, 224
 SMALL = 96
-_SIDES = ("height", "width")
 
 Image = Path | NDArray[np.uint8]
 
@@ -227,26 +226,23 @@ def crop_of(
     shape: Sequence[int | None], sidecar: dict[str, Any], resize: int | None, crop: int | None
 ) -> ResizeCenterCrop:
     """Which part of a picture a model of input `shape` sees: as asked, as its sidecar says, or the default."""
-    if not isinstance(shape, tuple) or len(shape) != 4:
-        raise UserError(f"the model takes {shape}; only images (height, width, channels) will do")
     known = sidecar.get("preprocessing") or {}
     framing = (known.get("framing") if resize is None and crop is None else None) or {}
     default = crop or known.get("crop") or (known.get("shape") or [DEFAULT_CROP])[0] or DEFAULT_CROP
-    height, width = (framing.get(key) or crop or side or default for key, side in zip(_SIDES, shape[1:3], strict=True))
-    if any(side not in (None, given) for side, given in zip(shape[1:3], (height, width), strict=True)):
+    height = framing.get("height") or crop or shape[1] or default
+    width = framing.get("width") or crop or shape[2] or default
+    if shape[1] not in (None, height) or shape[2] not in (None, width):
         what = f"the framing of {height}x{width} beside it" if framing else f"crop={crop}"
-        raise UserError(
-            f"{what} does not fit the model, which takes {shape[1]}x{shape[2]} pixels; leave it out", argument="crop"
-        )
+        takes = f"{shape[1]}x{shape[2]} pixels"
+        raise UserError(f"{what} does not fit the model, which takes {takes}; leave it out", argument="crop")
     if max(height, width) not in SIDE:
         raise UserError(f"images of {height}x{width} are too large; allowed: {SIDE[-1]} pixels a side", argument="crop")
     if framing:
         return ResizeCenterCrop(**framing)
     larger = max(height, width)
-    if resize is None and crop is None:
-        resize = known.get("resize")
     if resize is None:
-        resize = larger if larger < SMALL else round(larger * DEFAULT_RESIZE / DEFAULT_CROP)
+        usual = larger if larger < SMALL else round(larger * DEFAULT_RESIZE / DEFAULT_CROP)
+        resize = (known.get("resize") if crop is None else None) or usual
     if resize < larger:
         raise UserError(
             f"resize={resize} is smaller than the crop of {height}x{width}; give {larger} or more", argument="resize"

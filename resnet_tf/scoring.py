@@ -149,7 +149,7 @@ def _find_tests(
 ) -> LabelledDataset:
     """The images to evaluate on as a model sees them."""
     known = sidecar.get("class_names")
-    framed = "framing" in (sidecar.get("preprocessing") or {})
+    framed = "framing" in (sidecar.get("preprocessing") or {}) and len(model.input_shape) == 4
     crop = crop_of(model.input_shape, sidecar, None, None) if framed else None
     named = data is not None
     data = sidecar.get("dataset") if data is None else data
