@@ -71,7 +71,10 @@ def test_examples_are_in_the_page_in_their_colors(tmp_path, said, monkeypatch):
     write_report(tmp_path, said, orange, NUMBERS, title="t")
     figures = re.findall(r'base64,([^"]*)"><figcaption>([^<]*)<', (tmp_path / "report.html").read_text())
     assert len(figures) == 5
-    assert ("cat 75 %\nis ant") in [caption for _, caption in figures]
+    assert "cat 75\xa0%\nis ant" in [caption for _, caption in figures]
+    photographs = np.full((14, 120, 160, 3), (255, 128, 0), np.uint8)
+    write_report(tmp_path / "large", said, photographs, NUMBERS, title="t")
+    assert (tmp_path / "large" / "report.html").read_text().count("data:image/jpeg;base64,/9j/") == 5
     keras = pytest.importorskip("keras")
     (tmp_path / "one.png").write_bytes(base64.b64decode(figures[0][0]))
     assert np.array_equal(keras.utils.img_to_array(keras.utils.load_img(tmp_path / "one.png")), orange[0])
@@ -161,14 +164,14 @@ def test_a_hundred_classes_are_all_named():
         assert not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("wrong", "ant 75 %\nis cat"), ("right", "ant 75 %\nright")])
+@pytest.mark.parametrize(("choice", "expected"), [("wrong", "ant 75\xa0%\nis cat"), ("right", "ant 75\xa0%\nright")])
 def test_captions_of_examples(said, choice, expected):
     pytest.importorskip("matplotlib", reason="needs the extra plots")
     from resnet_tf.reports.plots import draw_examples
 
     titles = [axes.get_title() for axes in draw_examples(images(14), said, choice).axes]
     assert len([title for title in titles if title]) == (5 if choice == "wrong" else 9)
-    assert ("cat 75 %\nis ant" if choice == "wrong" else expected) in titles
+    assert ("cat 75\xa0%\nis ant" if choice == "wrong" else expected) in titles
 
 
 def test_no_wrong_example_is_no_error(said):

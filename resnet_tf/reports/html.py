@@ -44,7 +44,8 @@ dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem}d
 .charts{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
 .charts img{flex:1 1 20rem;min-width:0;max-width:min(100%,44rem)}
 .examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.8rem}figure{margin:0}
-.examples img{width:100%;image-rendering:pixelated}figcaption{font-size:.8rem;line-height:1.3;white-space:pre-line}
+.examples img{width:100%}.png img{image-rendering:pixelated}
+figcaption{font-size:.8rem;line-height:1.3;white-space:pre-line}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}dt{color:#999}
 .charts img{filter:invert(.906) hue-rotate(180deg)}}
 """
@@ -147,14 +148,15 @@ def _numbers(report: dict[str, Any], classes: int) -> str:
     return f'<ul class="numbers">{"".join(f"<li><b>{value}</b>{name}</li>" for name, value in numbers.items())}</ul>'
 
 
-def _image(file: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(file).decode()}">'
+def _image(file: bytes, alt: str, kind: str = "png") -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(file).decode()}">'
 
 
 def _example(image: Any, caption: str) -> str:
     picture = np.clip(image, 0, 255).astype(np.uint8)[..., ::-1]  # OpenCV writes blue first
-    file = cv2.imencode(".png", np.ascontiguousarray(picture))[1].tobytes()
-    return f"<figure>{_image(file, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    kind = "png" if max(picture.shape) <= 96 else "jpeg"  # enlarged pixel by pixel, or a photograph
+    file = cv2.imencode(f".{kind}", np.ascontiguousarray(picture))[1].tobytes()
+    return f'<figure class="{kind}">{_image(file, caption, kind)}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:

@@ -180,7 +180,7 @@ def caption(predictions: Predictions, index: int) -> str:
     names = predictions.class_names
     predicted, true = names[predictions.classes[index]], names[predictions.labels[index]]
     verdict = "right" if predicted == true else f"is {true}"  # words, so that no color has to say it
-    return f"{predicted} {100 * predictions.confidences[index]:.0f} %\n{verdict}"
+    return f"{predicted} {100 * predictions.confidences[index]:.0f}\N{NO-BREAK SPACE}%\n{verdict}"
 
 
 _WIDTH, _COLUMN, _LINE, _GAP = 1.9, 3.4, 0.2, 0.42  # of the boxes of a network, in inches
