@@ -20,6 +20,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from resnet_tf import fitting  # noqa: E402
+from resnet_tf.data.image_io import cv2  # noqa: E402
 from resnet_tf.training.runtime import set_threads  # noqa: E402
 
 set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
@@ -48,6 +49,23 @@ def shapes():
     full = load_shapes(train_size=200, test_size=40)
     small = [Split(np.ascontiguousarray(part.images[:, ::2, ::2]), part.labels) for part in (full.train, full.test)]
     return Dataset(full.name, full.source, full.class_names, *small)
+
+
+def write_tree(root, part, class_names):
+    """A folder of images per class, as PNG files."""
+    for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+        folder = root / class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(folder / f"{index:03d}.png"), image[..., ::-1])
+
+
+@pytest.fixture
+def small_folder(tmp_path, monkeypatch, shapes):
+    """Flags that train on the small data from files, in any process: making the built-in data takes seconds."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    for name, part in (("train", shapes.train), ("test", shapes.test)):
+        write_tree(tmp_path / "images" / name, part, shapes.class_names)
+    return ("--dataset", f"folder:{tmp_path / 'images'}", "--input-size", "16")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.reports.plots import can_draw
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import describe_report
-from tests.conftest import exit_code, stopping_after
+from tests.conftest import exit_code, stopping_after, write_tree
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
 SMALL = ("--input-size", "16", "--iterations", "12", "--eval-every", "5")
@@ -28,13 +28,6 @@ SMALL = ("--input-size", "16", "--iterations", "12", "--eval-every", "5")
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
-
-
-def write_tree(root, part, class_names):
-    for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
-        folder = root / class_names[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(folder / f"{index:03d}.png"), image[..., ::-1])
 
 
 @pytest.fixture(scope="module")

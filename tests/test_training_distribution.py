@@ -20,9 +20,9 @@ from resnet_tf.training.cluster import PEER_TIMEOUT, WORKERS_HERE, read_cluster_
 from resnet_tf.training.distribute import BLOCK, DecisionSync, Distribution, make_distribution
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.step import disable_optimizer_all_reduce
-from tests.distributed.harness import SHAPES, alone, farthest, first_loss, together
+from tests.distributed.harness import alone, farthest, first_loss, together
 
-TINY = (*SHAPES, "--model", "resnet8_v2", "--batch-size", "32", "--validation-size", "51", "--learning-rate", "0.01")
+TINY = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--model", "resnet8_v2", "--batch-size", "32")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,9 @@ def test_synchronized_statistics_bear_a_large_mean(twins):
     assert max(errors["output"], errors["x"], errors["gamma"], errors["beta"]) < 2e-3
 
 
-def test_two_workers_do_what_two_mirrored_replicas_do(tmp_path):
-    flags = (*TINY, "--iterations", "6", "--eval-every", "3")
+def test_two_workers_do_what_two_mirrored_replicas_do(tmp_path, small_folder):
+    flags = (*TINY, *small_folder, "--validation-size", "51", "--learning-rate", "0.01")
+    flags = (*flags, "--iterations", "6", "--eval-every", "3")
     mirrored = alone(tmp_path / "mirrored", *flags, "--strategy", "mirrored", "--replicas", "2")
     workers = together(2, tmp_path / "workers", *flags)
     assert farthest(mirrored, workers) <= 1e-5
@@ -102,7 +103,7 @@ def test_a_cluster_that_is_none(monkeypatch, text):
 
 def test_a_missing_worker_ends_the_job(command, tmp_path):
     config = {"cluster": {"worker": ["127.0.0.1:9", "127.0.0.1:10"]}, "task": {"type": "worker", "index": 1}}
-    flags = (*TINY, "--run-dir", tmp_path / "run")
+    flags = (*TINY, "--dataset", "shapes", "--run-dir", tmp_path / "run")
     result = command("train", *flags, TF_CONFIG=json.dumps(config), **{PEER_TIMEOUT: "0.5"})
     assert result.returncode == -signal.SIGKILL  # nothing gentler ends what waits in C++
     assert "resnet-tf: error: worker 0 (127.0.0.1:9) did not answer within 0.5 s" in result.stderr
