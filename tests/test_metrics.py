@@ -86,19 +86,3 @@ def test_cross_entropy_from_probabilities_by_hand():
     assert metrics.cross_entropy_sum_from_probabilities(probabilities, [1, 1]) == pytest.approx(
         math.log(4 / 3) + 126 * math.log(2)
     )
-
-
-@pytest.mark.parametrize("labels", [[-1], [2], [[0]]])
-def test_labels_that_do_not_fit_are_refused(labels):
-    for count in (metrics.cross_entropy_sum, metrics.cross_entropy_sum_from_probabilities):
-        with pytest.raises(ValueError, match="labels"):
-            count([[0.5, 0.5]], labels)
-    with pytest.raises(ValueError, match="labels"):
-        metrics.top_k_correct([[0.5, 0.5]], labels, 1)
-    with pytest.raises(ValueError, match="labels"):
-        metrics.confusion_matrix(labels, [0], 2)
-
-
-def test_as_many_predictions_as_labels():
-    with pytest.raises(ValueError, match="2 labels but 1 predictions"):
-        metrics.confusion_matrix([0, 1], [0], 2)

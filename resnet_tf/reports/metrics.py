@@ -15,7 +15,7 @@ def top_k_correct(scores: ArrayLike, labels: ArrayLike, k: int) -> int:
     """How many images have their true class among the k highest scores; equal scores rank by class, NaN lowest."""
     values = _rankable(scores)
     classes = values.shape[1]
-    true = _checked_labels(labels, classes)[:, None]
+    true = np.asarray(labels, np.int64)[:, None]
     true_score = np.take_along_axis(values, true, axis=1)
     ahead = (values > true_score) | ((values == true_score) & (np.arange(classes) < true))
     return int(np.count_nonzero(ahead.sum(axis=1) < k))
@@ -47,24 +47,12 @@ def cross_entropy_sum_from_probabilities(probabilities: ArrayLike, labels: Array
 
 
 def _sum_at_labels(values: NDArray[np.float64], labels: ArrayLike) -> float:
-    true = _checked_labels(labels, values.shape[1])
-    return float(np.take_along_axis(values, true[:, None], axis=1).sum())
-
-
-def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:
-    checked = np.asarray(labels, np.int64)
-    if checked.ndim != 1:
-        raise ValueError(f"labels have the shape {checked.shape}; they must be (N,)")
-    if checked.size and (checked.min() < 0 or checked.max() >= classes):
-        raise ValueError(f"labels run from {checked.min()} to {checked.max()}; expected 0 to {classes - 1}")
-    return checked
+    return float(np.take_along_axis(values, np.asarray(labels, np.int64)[:, None], axis=1).sum())
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
     """Images per (true class, predicted class), int64 (classes, classes)."""
-    true, predicted = _checked_labels(labels, classes), _checked_labels(predictions, classes)
-    if true.shape != predicted.shape:
-        raise ValueError(f"there are {len(true)} labels but {len(predicted)} predictions")
+    true, predicted = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
     return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
@@ -101,10 +89,6 @@ def calibration_bins(
     Bin m holds the confidences in (m / bins, (m + 1) / bins], the first one 0 as well.
     """
     confidence, correct = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
-    if confidence.shape != correct.shape or confidence.ndim != 1:
-        raise ValueError(f"confidences {confidence.shape} and right {correct.shape} must both be (N,)")
-    if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-9):
-        raise ValueError(f"confidences run from {confidence.min()} to {confidence.max()}; they are probabilities")
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins).astype(np.int64)
     sums, hits = (np.bincount(index, v, minlength=bins).astype(np.float64) for v in (confidence, correct))
@@ -147,12 +131,12 @@ def from_probabilities(probabilities: ArrayLike, labels: ArrayLike, class_names:
     return Predictions(true, classes, np.clip(confidences, 0.0, 1.0), tuple(class_names))
 
 
-def choose_examples(predictions: Predictions, choice: str, count: int, seed: int = 0) -> NDArray[np.int64]:
+def choose_examples(predictions: Predictions, examples: str, count: int, seed: int = 0) -> NDArray[np.int64]:
     """Indices of at most `count` images: "wrong" (most confident first), "right" or "random" (both drawn)."""
-    if choice not in ("wrong", "right", "random"):
-        raise ValueError(f"invalid examples={choice!r}; expected one of wrong, right, random")
-    if choice == "wrong":
+    if examples not in ("wrong", "right", "random"):
+        raise ValueError(f"invalid examples={examples!r}; expected one of wrong, right, random")
+    if examples == "wrong":
         wrong = np.flatnonzero(~predictions.right)
         return wrong[np.argsort(-predictions.confidences[wrong], kind="stable")][:count]
-    pool = np.flatnonzero(predictions.right) if choice == "right" else np.arange(len(predictions.labels))
+    pool = np.flatnonzero(predictions.right) if examples == "right" else np.arange(len(predictions.labels))
     return np.random.default_rng(seed).permutation(pool)[:count]
