@@ -125,10 +125,10 @@ def _rank(name: str, *known: str) -> tuple[int, str]:
 
 def results_table(results: Iterable[RunResult]) -> str:
     """A Markdown table with a row per group of seeds."""
-    rows = []
+    lines = []
     for group in group_by_seed(results):
         first = group[0]
-        rows.append(
+        lines.append(
             [
                 *(first.network, first.shortcut, f"{first.parameters:,}", first.recipe, first.split, first.data),
                 ", ".join(f"[{result.seed}]({result.place})" for result in group),
@@ -137,7 +137,7 @@ def results_table(results: Iterable[RunResult]) -> str:
                 *_published_cells(first, mean(result.error for result in group)),
             ]
         )
-    return markdown_table(_HEAD, rows)
+    return markdown_table(_HEAD, lines)
 
 
 def _published_cells(run: RunResult, error: float) -> tuple[str, str]:
@@ -165,6 +165,6 @@ def signed(points: float) -> str:
     return f"{round(points, 2) + 0.0:+.2f}".replace("-", "−")
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; a cell must not hold a vertical bar."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))

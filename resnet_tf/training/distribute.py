@@ -104,10 +104,10 @@ class Distribution:
         """The rows of each local replica, in order, as a value that differs by replica."""
         assert self.strategy is not None
         with tf.device("CPU:0"):  # lest all of it goes to the first GPU
-            rows = tf.reshape(batch, tf.concat([[microbatches, self.local, -1], tf.shape(batch)[1:]], axis=0))
+            grouped = tf.reshape(batch, tf.concat([[microbatches, self.local, -1], tf.shape(batch)[1:]], axis=0))
             shards = [
                 tf.ensure_shape(tf.reshape(shard, tf.concat([[-1], tf.shape(batch)[1:]], axis=0)), batch.shape)
-                for shard in tf.unstack(rows, num=self.local, axis=1)
+                for shard in tf.unstack(grouped, num=self.local, axis=1)
             ]
         first = self.index * self.local
         return self.strategy.experimental_distribute_values_from_function(
