@@ -33,6 +33,14 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Share the whole suite between two processes, as much of it runs on one core; files that are named stay in one."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS
+    if whole and getattr(config.option, "numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 @pytest.fixture(autouse=True)
 def without_pictures(request, monkeypatch):
     """As after a plain install: drawing its curves takes more than a third of the time of a short training."""
