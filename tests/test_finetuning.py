@@ -192,10 +192,12 @@ def test_weights_of_files(tmp_path, train, pretrained, kind):
     assert changed(all_weights(pretrained), all_weights(folder)) == {"head_logits"}
 
 
-@pytest.fixture
-def whole(tmp_path, train, pretrained):
-    folder = tmp_path / "whole"
-    train(folder, *FLAGS, *TWO_PHASES, "--weights", str(pretrained))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, finished_run, shapes):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_tf.data.shapes.load_shapes", lambda: shapes)
+        main([*TINY, "--run-dir", str(folder), *FLAGS, *TWO_PHASES, "--weights", str(finished_run[0])])
     return folder
 
 
@@ -222,8 +224,9 @@ def test_stopped_before_at_and_after_the_switch_it_ends_bit_for_bit_alike(
 def test_several_steps_in_a_call_stop_at_the_switch(tmp_path, train, pretrained, whole):
     folder = tmp_path / "run"
     train(folder, *FLAGS, *TWO_PHASES, "--weights", str(pretrained), "--steps-per-call", "4")
+    expected = all_weights(whole)
     for path, value in all_weights(folder).items():
-        np.testing.assert_allclose(value, all_weights(whole)[path], rtol=1e-3, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(value, expected[path], rtol=1e-3, atol=1e-5, err_msg=path)
     rates = [json.loads(line)["learning_rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     # he2016 drops at 6 and 9 of 12; the higher rate is another from 6 on.
     assert rates == [0.1, 0.0002, 0.0002]
