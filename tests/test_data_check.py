@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet_tf.data import image_check
-from resnet_tf.data.image_check import check_images
+from resnet_tf.data.image_check import check_images, open_image_dataset
 from resnet_tf.data.image_folder import ImageFiles, read_folder
 from resnet_tf.data.image_io import cv2
 from resnet_tf.data.image_list import read_list
@@ -274,6 +274,17 @@ def test_a_damaged_cache_is_ignored_and_replaced(tmp_path, counted, damage):
     assert check_images(read_folder(root), cache=cache).issues == ()
     assert len(counted) == GOOD
     assert json.loads(cache.read_text()) == json.loads(good)
+
+
+def test_the_classes_are_told_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
+    for split in ("training_set", "test_set"):
+        clean_tree(tmp_path / "data" / split)
+    for i in range(GOOD):
+        write(tmp_path / "data/test_set" / ("cat", "dog")[i % 2] / f"{i}.jpg", jpeg_of(90 + i))
+    log = []
+    open_image_dataset(f"folder:{tmp_path / 'data'}", "stop", log.append)
+    assert log == ["own images: 6 for test, 6 for train; 2 classes (cat, dog)"]
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path):

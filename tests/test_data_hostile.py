@@ -96,6 +96,12 @@ def test_pictures_with_two_sizes_or_a_hidden_one_are_as_large_as_the_largest(tmp
     assert said == ["too large"] * 6
 
 
+def test_a_chunk_longer_than_its_file_takes_no_memory(tmp_path):
+    png = encoded(".png", picture())
+    claims = [png[:33] + length + png[37:] for length in (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff")]
+    assert said_of("image", tmp_path, claims) == ["damaged or truncated"] * 2
+
+
 def test_formats_whose_size_is_not_looked_at_are_not_decoded(tmp_path):
     contents = [
         b"PF\n30000 30000\n-1\n" + bytes(100),

@@ -40,7 +40,7 @@ def decoding_cost(data: bytes, kind: str) -> float:
             if kind == "tiff"
             else _COSTS[kind]
         )
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, OverflowError):
         return 1
 
 
@@ -76,13 +76,14 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
     """Width and height that the header of a file other than JPEG declares, if it does; the largest of several."""
     try:
         return _header_size(data, image_format(data))
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, OverflowError):
         return None
 
 
 def _header_size(data: bytes, kind: str | None) -> tuple[int, int] | None:
     if kind == "png":
-        return struct.unpack_from(">II", data, 16)
+        # OpenCV makes room for a chunk as long as it says to be.
+        return struct.unpack_from(">II", data, 16) if _chunks_fit(data) else None
     if kind == "gif":
         return struct.unpack_from("<HH", data, 6)
     if kind == "bmp":
@@ -106,6 +107,14 @@ def _header_size(data: bytes, kind: str | None) -> tuple[int, int] | None:
     if kind == "pnm" and (size := _PNM_SIZE.match(data)) and max(map(len, size.groups())) < 20:
         return int(size[1]), int(size[2])
     return None
+
+
+def _chunks_fit(data: bytes) -> bool:
+    position, name = 8, b""
+    while position + 8 <= len(data) and name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+    return position <= len(data)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -142,7 +151,7 @@ def webp_orientation(data: bytes) -> int:
         return 1
     try:
         return _tiff_value(data[start + 8 :].removeprefix(b"Exif\0\0"), _TIFF_ORIENTATION)
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, OverflowError):
         return 1
 
 

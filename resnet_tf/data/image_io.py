@@ -167,17 +167,16 @@ def _in_channels(image: Any, channels: int) -> Any:
 
 def _decode_heic(data: bytes, channels: int) -> Pixels:
     try:
-        heif = optional_import("pillow_heif", "heif").open_heif(BytesIO(data), convert_hdr_to_8bit=True)
+        pillow_heif = optional_import("pillow_heif", "heif")
     except UserError as error:
         raise UnreadableImageError("HEIC, which is read after pip install 'resnet_tf[heif]'") from error
+    try:
+        heif = pillow_heif.open_heif(BytesIO(data), convert_hdr_to_8bit=True)
+        image = np.asarray(heif) if math.prod(heif.size) <= MAX_PIXELS else None
     except Exception as error:  # its reader names no class of errors
         raise UnreadableImageError("damaged or truncated") from error
-    if math.prod(heif.size) > MAX_PIXELS:
+    if image is None:
         raise UnreadableImageError("too large")
-    try:
-        image = np.asarray(heif)
-    except Exception as error:
-        raise UnreadableImageError("damaged or truncated") from error
     image = image if image.ndim == 3 else image[..., np.newaxis]
     if image.shape[2] < 3:
         return np.repeat(image[..., :1], channels, axis=2)
