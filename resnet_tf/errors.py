@@ -32,6 +32,11 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, in the singular where it is one."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def optional_import(module: str, extra: str) -> Any:
     """Import an optional module; raises UserError that names the extra to install where it is missing."""
     try:

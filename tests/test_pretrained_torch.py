@@ -17,6 +17,7 @@ from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
 from resnet_tf.pretrained.torch_format import detect_format
 from resnet_tf.pretrained.torch_mapping import load_state_dict
+from resnet_tf.pretrained.torch_pickle import load_pickle
 from tests.fixtures.wild import FLOATS, Call, Name, Schedule, archive, pickled, stream, tensor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -215,6 +216,12 @@ def test_small_files_take_little(tmp_path, container, trick):
     tracemalloc.stop()
     assert len(str(error.value)) < 600
     assert "\n" not in str(error.value)
+
+
+def test_keys_that_take_long_to_hash_are_replaced():
+    for key in (nested(2), b"\x80\x02\x8a\x09" + bytes(8) + b"\x01"):  # 2**64
+        (found,) = load_pickle(b"\x80\x02}" + key[2:] + b"Ns.").value
+        assert not isinstance(found, int | tuple)
 
 
 def test_a_million_instructions_are_enough(tmp_path):

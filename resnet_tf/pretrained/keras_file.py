@@ -14,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError, some
+from resnet_tf.errors import UserError, counted, some
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
 from resnet_tf.pretrained.torch_format import (
     constants_by_statistics,
@@ -223,7 +223,7 @@ class KerasModelWeights(Weights):
             unlike.append(f"its identity_padding is {self.identity_padding!r}")
         if unlike:
             raise UserError(
-                f"{self.path} does not fit {model.name}: {len(unlike)} variables differ ({some(unlike)}); "
+                f"{self.path} does not fit {model.name} in {counted(len(unlike), 'variable')} ({some(unlike)}); "
                 "build the network that it was made from"
             )
         for path, variable in ours.items():
@@ -259,7 +259,7 @@ class KerasWeights(Weights):
         try:
             # Keras does not notice what the file has more than the model.
             if stored != len(model.variables):
-                raise ValueError(f"it has {stored} variables, the model has {len(model.variables)}")
+                raise ValueError(f"it has {counted(stored, 'variable')}, the model has {len(model.variables)}")
             with recursion_limit(len(model.layers)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the head that is passed over
                 model.load_weights(self.path, objects_to_skip=heads)

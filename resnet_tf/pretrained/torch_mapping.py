@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError, some
+from resnet_tf.errors import UserError, counted, some
 from resnet_tf.pretrained.torch_file import LazyTensor, Tensors
 from resnet_tf.pretrained.torch_format import CheckpointFormat, structure_of
 
@@ -122,7 +122,7 @@ def _by_order(model: keras.Model, ours: list[Any], modules: dict[str, list[str]]
         order = sorted((layer.name for layer in ours), key=functools.partial(_position, shortcut_last=shortcut_last))
         layers = {kind: [n for n in order if isinstance(model.get_layer(n), _KINDS[kind])] for kind in _KINDS}
         counts = [
-            f"{len(modules[kind])} {kind} layers, not {len(names)}"
+            f"{counted(len(modules[kind]), f'{kind} layer')}, not {len(names)}"
             for kind, names in layers.items()
             if len(names) != len(modules[kind])
         ]
