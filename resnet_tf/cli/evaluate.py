@@ -11,6 +11,7 @@ from resnet_tf.process import load_tensorflow
 from resnet_tf.saving import NO_DATASET, input_files, model_path, read_sidecar
 
 MODEL_HELP = "a .keras or .h5 file, a SavedModel or run folder, or weights that come with the package (NETWORK:NAME)"
+_PRINTED = ("json", "report", "examples")  # flags of what becomes of the numbers
 
 
 def make_parser() -> Parser:
@@ -54,20 +55,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     from resnet_tf.reports.plots import WITHOUT_PLOTS, can_draw
     from resnet_tf.scoring import evaluate
 
-    metrics = evaluate(
-        arguments.model,
-        arguments.dataset,
-        best=arguments.best,
-        data_dir=arguments.data_dir,
-        on_bad_image=arguments.on_bad_image,
-        batch_size=arguments.batch_size,
-        mean=arguments.mean,
-        std=arguments.std,
-        input_scale=arguments.input_scale,
-        precision=arguments.precision,
-        fold_bn=arguments.fold_bn,
-        log=print,
-    )
+    options = {name: value for name, value in vars(arguments).items() if name not in _PRINTED}
+    metrics = evaluate(data=options.pop("dataset"), **options, log=print)
     result = {**metrics.as_dict(), "data_source": metrics.data_source}
     print(f"{metrics.name} ({metrics.data_source})")
     print(metrics.describe())
