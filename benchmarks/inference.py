@@ -23,7 +23,7 @@ def keras_contender(model: str, kind: str, precision: str) -> None:
     import tensorflow as tf
 
     from resnet_tf import fused_view
-    from resnet_tf.fused import fold_batch_norm
+    from resnet_tf.folding import fold_batch_norm
     from resnet_tf.inference import compiled_forward
 
     network = build(model)

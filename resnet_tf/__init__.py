@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from resnet_tf.errors import UserError
     from resnet_tf.export import export_model
     from resnet_tf.fitting import train
-    from resnet_tf.fused import fold_batch_norm, fused_view
+    from resnet_tf.folding import fold_batch_norm
+    from resnet_tf.fused import fused_view
     from resnet_tf.inference import EvalMetrics
     from resnet_tf.models.blocks import bottleneck_block, residual_block
     from resnet_tf.models.cifar import cifar_resnet
@@ -41,7 +42,8 @@ _MODULES = {
     "errors": "UserError",
     "export": "export_model",
     "fitting": "train",
-    "fused": "fold_batch_norm fused_view",
+    "folding": "fold_batch_norm",
+    "fused": "fused_view",
     "inference": "EvalMetrics",
     "models.blocks": "bottleneck_block residual_block",
     "models.cifar": "cifar_resnet",

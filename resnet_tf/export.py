@@ -18,7 +18,8 @@ from resnet_tf.config import FORMATS, QUANTIZATIONS
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import check_outputs, replacing, replacing_folder, write_json, write_text
-from resnet_tf.fused import fold_batch_norm, fused_view
+from resnet_tf.folding import fold_batch_norm
+from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
 from resnet_tf.prediction import class_table
 from resnet_tf.process import recursion_limit, suppress_output

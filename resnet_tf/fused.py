@@ -1,4 +1,4 @@
-"""Faster graphs of a Keras model: `fused_view` over its own variables, `fold_batch_norm` on a copy for inference.
+"""`fused_view`: a faster graph of a Keras model over its own variables.
 
 Keras 3 computes batch normalization from some ten unfused operations, and wraps grouped convolutions on the CPU in
 XLA. The view computes both with TensorFlow's own kernels, in the precision of the run, over the very variables of the
@@ -6,17 +6,17 @@ stock model. Run the view, save either: nothing is copied, and the saved file kn
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from resnet_tf.config import PRECISIONS, Precision
 from resnet_tf.errors import UserError
-from resnet_tf.models.layers import single_input
+from resnet_tf.folding import CONVOLUTIONS, followed_by_norm
+from resnet_tf.models.layers import plain_functional
 from resnet_tf.process import recursion_limit
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
@@ -24,6 +24,7 @@ from resnet_tf.process import recursion_limit
 _ELEMENTWISE = (
     *(layers.Activation, layers.Add, layers.AveragePooling2D, layers.Concatenate),
     *(layers.MaxPooling2D, layers.ReLU, layers.ZeroPadding2D),
+    *(layers.Cropping2D, layers.LeakyReLU, layers.Multiply, layers.Reshape),
 )
 
 
@@ -50,18 +51,28 @@ class _View(layers.Layer):
 
 
 class _FusedBatchNormalization(_View):
-    """Batch normalization by one oneDNN or cuDNN kernel each way; by several where it spans replicas."""
+    """Batch normalization by one oneDNN or cuDNN kernel each way; by several where it spans replicas.
 
-    def __init__(self, stock: layers.Layer, policy: str, sync_bn: bool) -> None:
+    `conv` is the convolution before it whose bias it adds: a pass over the channels, and none over the images.
+    """
+
+    def __init__(self, stock: layers.Layer, policy: str, sync_bn: bool, conv: layers.Layer | None) -> None:
         super().__init__(stock, policy)
-        self.sync_bn = sync_bn
+        self.sync_bn, self.conv = sync_bn, conv
 
     def call(self, x: tf.Tensor, training: bool = False, mask: Any = None) -> tf.Tensor:
         bn = self.stock
-        gamma, beta = tf.convert_to_tensor(bn.gamma), tf.convert_to_tensor(bn.beta)
+        gamma = tf.convert_to_tensor(bn.gamma) if bn.scale else tf.ones(x.shape[-1])
+        beta = tf.convert_to_tensor(bn.beta) if bn.center else tf.zeros(x.shape[-1])
+        # Not `bias` itself, which Keras would round to 16 bits here.
+        bias = None if self.conv is None else tf.convert_to_tensor(self.conv.bias._value)
         if not (training and bn.trainable):
             mean, variance = tf.convert_to_tensor(bn.moving_mean), tf.convert_to_tensor(bn.moving_variance)
+            if bias is not None:
+                beta += bias * gamma * tf.math.rsqrt(variance + bn.epsilon)
             return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, mean, variance, bn.epsilon, is_training=False)[0]
+        if bias is not None:
+            beta += 0.0 * bias  # the mean takes it out again: its gradient is zero, and not none
         if self.sync_bn:
             y, mean, variance = synchronized_batch_norm(x, gamma, beta, bn.epsilon)
         else:
@@ -69,6 +80,8 @@ class _FusedBatchNormalization(_View):
             # The kernel returns the unbiased variance; Keras' moving variance is the biased one.
             count = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
             variance *= (count - 1.0) / count
+        if bias is not None:
+            mean += bias
         if x.dtype == tf.float16:
             # The loss scaler skips the update of a step that overflows; the statistics must skip it too.
             finite = tf.reduce_all(tf.math.is_finite(mean + variance))
@@ -79,19 +92,23 @@ class _FusedBatchNormalization(_View):
         return y
 
 
-class _PlainConv2D(_View):
-    """Convolution in the view's precision; a grouped one without XLA."""
+class _PlainConvolution(_View):
+    """Convolution in the view's precision; a grouped one without XLA, one before a normalization without its bias."""
+
+    def __init__(self, stock: layers.Layer, policy: str, use_bias: bool) -> None:
+        super().__init__(stock, policy)
+        self.use_bias = use_bias
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         stock = self.stock
-        y = tf.nn.conv2d(
-            x,
-            tf.cast(tf.convert_to_tensor(stock.kernel), x.dtype),
-            strides=stock.strides,
-            padding=stock.padding.upper(),
-            dilations=stock.dilation_rate,
-        )
-        if stock.use_bias:
+        kernels = [tf.cast(tf.convert_to_tensor(v), x.dtype) for v in stock.weights if len(v.shape) == 4]
+        convolve, strides = tf.nn.conv2d, stock.strides
+        if not isinstance(stock, layers.Conv2D):
+            convolve, strides = tf.nn.depthwise_conv2d, (1, *stock.strides, 1)
+        y = convolve(x, kernels[0], strides=strides, padding=stock.padding.upper(), dilations=stock.dilation_rate)
+        for pointwise in kernels[1:]:
+            y = tf.nn.conv2d(y, pointwise, strides=1, padding="VALID")
+        if self.use_bias:
             y = tf.nn.bias_add(y, tf.cast(tf.convert_to_tensor(stock.bias), y.dtype))
         return y if stock.activation is None else stock.activation(y)
 
@@ -99,35 +116,35 @@ class _PlainConv2D(_View):
 def _fusable_norm(layer: layers.Layer) -> bool:
     return (
         type(layer) is layers.BatchNormalization
-        and len(layer.input.shape) == 4
+        and layer.input_spec.ndim == 4
         and layer.axis in (-1, 3)
-        and layer.scale
-        and layer.center
         and not layer.synchronized
         and not layer.renorm
         and layer.compute_dtype == "float32"
     )
 
 
-def _plain_conv(layer: layers.Layer, policy: str) -> bool:
-    return (
-        type(layer) is layers.Conv2D
-        and layer.data_format == "channels_last"
-        and layer.compute_dtype == "float32"
-        and (layer.groups > 1 or policy != "float32")
-        and _has_gradient(layer.groups > 1, max(layer.dilation_rate) > 1, policy)
-    )
+def _plain_conv(layer: layers.Layer, policy: str, biased: bool) -> bool:
+    """Whether a convolution is computed by the view, `biased` if its bias is left to the normalization behind it."""
+    if type(layer) not in CONVOLUTIONS or layer.data_format != "channels_last" or layer.compute_dtype != "float32":
+        return False
+    depthwise, dilated = not isinstance(layer, layers.Conv2D), max(layer.dilation_rate) > 1
+    grouped = not depthwise and layer.groups > 1
+    if depthwise and (len(set(layer.strides)) > 1 or (dilated and max(layer.strides) > 1)):
+        return False  # Keras knows ways around what the kernel cannot do
+    return (grouped or biased or policy != "float32") and _has_gradient(grouped, depthwise, dilated, policy)
 
 
 @functools.cache
-def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
+def _has_gradient(grouped: bool, depthwise: bool, dilated: bool, policy: str) -> bool:
     """Whether this device can differentiate such a convolution: TensorFlow's CPU kernels without oneDNN cannot."""
     images = tf.ones((1, 5, 5, 2), policy.removeprefix("mixed_"))
     kernel = tf.ones((3, 3, 1 if grouped else 2, 2), images.dtype)
+    convolve, strides = (tf.nn.depthwise_conv2d, (1, 1, 1, 1)) if depthwise else (tf.nn.conv2d, 1)
     try:
         with tf.GradientTape() as tape:
             tape.watch((images, kernel))
-            y = tf.nn.conv2d(images, kernel, 1, "SAME", dilations=2 if dilated else 1)
+            y = convolve(images, kernel, strides, "SAME", dilations=(2, 2) if dilated else (1, 1))
         tape.gradient(y, (images, kernel))
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
         return False
@@ -137,8 +154,8 @@ def _has_gradient(grouped: bool, dilated: bool, policy: str) -> bool:
 def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
-    What cannot be fused (batch normalization over other axes, without scale or center, synchronized or renormalized,
-    or layers that the model itself pins to another dtype) runs as it stands. Train the view and save `model`.
+    What cannot be fused (batch normalization over other axes, synchronized or renormalized, or layers that the model
+    itself pins to another dtype) runs as it stands. Train the view and save `model`.
 
     Args:
         model: functional or built sequential model, made under the float32 policy.
@@ -159,23 +176,22 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
         raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
-    given = model
-    if isinstance(model, keras.Sequential) and model.built:
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    model = single_input(model)
+    given, model = model, plain_functional(model)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
         found = type(model).__name__
         raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
     outputs = set(model.output_names)
+    biased = _biased_before_norm(model, policy)
+    taken = {norm.name: model.get_layer(conv) for conv, norm in biased.items()}
 
     def view(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations")):
             return fused_view(layer, policy, sync_bn)
         layer_policy = "float32" if layer.name in outputs else policy
         if _fusable_norm(layer):
-            return _FusedBatchNormalization(layer, layer_policy, sync_bn)
-        if _plain_conv(layer, layer_policy):
-            return _PlainConv2D(layer, layer_policy)
+            return _FusedBatchNormalization(layer, layer_policy, sync_bn, taken.get(layer.name))
+        if _plain_conv(layer, layer_policy, layer.name in biased):
+            return _PlainConvolution(layer, layer_policy, layer.use_bias and layer.name not in biased)
         if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:
             low = type(layer).from_config({**layer.get_config(), "dtype": policy})
             low.get_config = layer.get_config
@@ -188,6 +204,21 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
     for name in ("save", "save_weights", "load_weights", "to_json"):
         setattr(made, name, getattr(given, name))
     return made
+
+
+def _biased_before_norm(model: keras.Model, policy: str) -> dict[str, layers.BatchNormalization]:
+    """The fused normalization behind each convolution of the view that has a bias, by the convolution's name."""
+    if not any(type(layer) in CONVOLUTIONS and layer.use_bias for layer in model.layers):
+        return {}
+    try:
+        pairs = followed_by_norm(model)
+    except NotImplementedError:  # a layer without a config hides who reads what
+        return {}
+    return {
+        name: norm
+        for name, norm in pairs.items()
+        if (conv := model.get_layer(name)).use_bias and _fusable_norm(norm) and _plain_conv(conv, policy, True)
+    }
 
 
 def synchronized_batch_norm(
@@ -229,92 +260,3 @@ def synchronized_batch_norm(
 def _over_replicas(mean: tf.Tensor) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-
-
-def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A float32 copy of a functional model whose convolutions take over the normalization that directly follows them.
-
-    It has its own variables and the same layer names, and agrees with `model` in inference to rounding.
-    """
-    # In inference, γ (w·x + b − μ) / √(σ² + ε) + β is a convolution with the kernel w·γ / √(σ² + ε). It folds where the
-    # normalization is the only reader of a linear convolution; in pre-activation units that is every normalization but
-    # the first, which has an addition before it and stays.
-    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise UserError(f"folding needs a functional keras.Model, not {type(model).__name__}", argument="model")
-    with recursion_limit(len(model.layers)):
-        pairs = _foldable(model)
-    folded_norms = {norm.name for norm in pairs.values()}
-
-    def copy(layer: layers.Layer) -> layers.Layer:
-        if isinstance(layer, keras.Model):
-            return fold_batch_norm(layer)
-        if isinstance(layer, layers.TFSMLayer):
-            raise UserError("a SavedModel has no layers to fold; leave fold_bn=True out", argument="fold_bn")
-        config = layer.get_config()
-        if isinstance(layer, layers.Layer) and layer.dtype_policy.name != "float32":
-            config["dtype"] = "float32"
-        if layer.name in pairs:
-            config["use_bias"] = True
-        return type(layer).from_config(config)
-
-    def call(layer: layers.Layer, *arguments: Any, **options: Any) -> Any:
-        return arguments[0] if layer.name in folded_norms else layer(*arguments, **options)
-
-    with recursion_limit(len(model.layers)):
-        folded = keras.models.clone_model(model, clone_function=copy, call_function=call)
-    for layer in folded.layers:
-        if layer.name in pairs:
-            layer.set_weights(_merged(model.get_layer(layer.name), pairs[layer.name]))
-        elif layer.weights and not isinstance(layer, keras.Model):
-            layer.set_weights(model.get_layer(layer.name).get_weights())
-    return folded
-
-
-def _foldable(model: keras.Model) -> dict[str, layers.BatchNormalization]:
-    """The normalization that each convolution can take over, by the convolution's name."""
-    # The config of a new model has the calls between these inputs and outputs only; a layer may have been called in
-    # other models too, such as a fused view.
-    config = keras.Model(model.inputs, model.outputs).get_config()
-    calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
-    readers: dict[str, list[str]] = {}
-    for name, nodes in calls.items():
-        for source in _source_layers(nodes):
-            readers.setdefault(source, []).append(name)
-    by_name = {layer.name: layer for layer in model.layers}
-    pairs = {}
-    for layer in model.layers:
-        if type(layer) is not layers.Conv2D or layer.activation is not keras.activations.linear:
-            continue
-        after = readers.get(layer.name, [])
-        if len(calls[layer.name]) != 1 or len(after) != 1 or layer.name in model.output_names:
-            continue
-        norm = by_name.get(after[0])  # None for an operation that is no layer
-        if len(calls[after[0]]) == 1 and _over_channels(norm, layer):
-            pairs[layer.name] = norm
-    return pairs
-
-
-def _source_layers(arguments: Any) -> Iterator[str]:
-    """The layer that each tensor in the arguments of a call comes from, as `get_config` writes them."""
-    if isinstance(arguments, dict) and arguments.get("class_name") == "__keras_tensor__":
-        yield arguments["config"]["keras_history"][0]
-    elif isinstance(arguments, dict | list | tuple):
-        for item in arguments.values() if isinstance(arguments, dict) else arguments:
-            yield from _source_layers(item)
-
-
-def _over_channels(norm: layers.Layer | None, conv: layers.Conv2D) -> bool:
-    channels = (-1, 3) if conv.data_format == "channels_last" else (1, -3)
-    return norm is not None and type(norm) is layers.BatchNormalization and norm.axis in channels
-
-
-def _merged(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
-    """Kernel and bias, float32, of a convolution followed by a normalization in inference."""
-    mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
-    scale = 1.0 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        scale = scale * np.asarray(norm.gamma, np.float64)
-    bias = np.asarray(conv.bias, np.float64) if conv.use_bias else 0.0
-    bias = (bias - mean) * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
-    kernel = np.asarray(conv.kernel, np.float64) * scale
-    return [kernel.astype(np.float32), bias.astype(np.float32)]

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.config import Precision
 from resnet_tf.errors import UserError
-from resnet_tf.fused import fold_batch_norm, fused_view
+from resnet_tf.folding import fold_batch_norm
+from resnet_tf.fused import fused_view
 from resnet_tf.models.layers import begins_normalized, scaled
 from resnet_tf.reports import metrics
 from resnet_tf.reports.html import write_report

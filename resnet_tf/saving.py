@@ -109,14 +109,14 @@ def load_model(path: Path) -> "keras.Model":
     """
     import keras
 
-    from resnet_tf.models.layers import single_input
+    from resnet_tf.models.layers import plain_functional
     from resnet_tf.pretrained.keras_file import read_keras_file
 
     version, has_network = _writer(path)
     if not has_network:
         raise UserError(f"{path} holds weights without their network; build that one with weights={str(path)!r}")
     try:
-        return _load_saved_model(path) if path.is_dir() else single_input(read_keras_file(path))
+        return _load_saved_model(path) if path.is_dir() else plain_functional(read_keras_file(path))
     except Exception as error:  # Keras raises whatever its readers raise on a damaged file
         reason = str(error).strip().splitlines()
         advice = (

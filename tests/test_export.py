@@ -9,7 +9,7 @@ from keras import layers
 from resnet_tf import export
 from resnet_tf.cli import export as command
 from resnet_tf.errors import UserError
-from resnet_tf.fused import fold_batch_norm
+from resnet_tf.folding import fold_batch_norm
 from resnet_tf.models.registry import build_model
 
 try:

@@ -258,8 +258,6 @@ def test_grouped_convolutions_agree_with_a_convolution_per_group(strides, paddin
     [
         {"axis": 1},
         {"axis": 2},
-        {"scale": False},
-        {"center": False},
         {"synchronized": True},
         {"renorm": True},
         {"dtype": "float64"},

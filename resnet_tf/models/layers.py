@@ -87,9 +87,13 @@ def begins_normalized(model: keras.Model) -> bool:
     return False
 
 
-def single_input(model: keras.Model) -> keras.Model:
-    """A model whose one input is in a list, as Keras 2 wrote them, as one of the tensor; any other as it is."""
-    if hasattr(model, "operations") and len(model.inputs) == 1 and isinstance(model.input, list | dict):
+def plain_functional(model: keras.Model) -> keras.Model:
+    """A sequential model, or one whose one input is in a list (as Keras 2 wrote them), as a functional one of a tensor.
+
+    Any other is returned as it is.
+    """
+    sequential = isinstance(model, keras.Sequential) and model.built
+    if sequential or (hasattr(model, "operations") and len(model.inputs) == 1 and isinstance(model.input, list | dict)):
         return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return model
 

@@ -1,0 +1,173 @@
+"""The view of what the networks of keras.applications consist of, in small, against the stock model."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from resnet_tf.folding import fold_batch_norm
+from resnet_tf.fused import fused_view
+
+SIDE = 12
+
+
+def norm(x, **options):
+    return layers.BatchNormalization(**options)(x)
+
+
+def squeeze_excite(x, activation, gate):
+    channels = x.shape[-1]
+    y = layers.Reshape((1, 1, channels))(layers.GlobalAveragePooling2D()(x))
+    y = layers.Conv2D(2, 1, activation=activation)(y)
+    return layers.Multiply()([x, layers.Conv2D(channels, 1, activation=gate)(y)])
+
+
+def resnet(x):
+    """ResNet50: every convolution has a bias, and batch normalization behind it."""
+    x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(layers.ReLU()(norm(layers.Conv2D(8, 3)(x)))))
+    y = layers.Activation("relu")(norm(layers.Conv2D(8, 3, padding="same")(x), epsilon=1.001e-5))
+    y = norm(layers.Conv2D(8, 1)(y), epsilon=1.001e-5)
+    return layers.Activation("relu")(layers.Add()([x, y]))
+
+
+def vgg(x):
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    return layers.Conv2D(8, 3, padding="same", activation="relu")(layers.MaxPooling2D(2)(x))
+
+
+def inception(x):
+    """InceptionV3: batch normalization without scale, one-sided kernels, branches side by side."""
+    one = layers.Activation("relu")(norm(layers.Conv2D(6, (1, 5), padding="same", use_bias=False)(x), scale=False))
+    two = layers.AveragePooling2D(3, strides=1, padding="same")(x)
+    two = layers.Activation("relu")(norm(layers.Conv2D(4, (3, 1), padding="same")(two), scale=False, center=False))
+    return layers.Concatenate()([one, two])
+
+
+def xception(x):
+    y = norm(layers.SeparableConv2D(8, 3, padding="same", use_bias=False)(x))
+    y = norm(layers.SeparableConv2D(8, 3, padding="same")(layers.Activation("relu")(y)))
+    y = layers.MaxPooling2D(3, strides=2, padding="same")(y)
+    return layers.Add()([y, norm(layers.Conv2D(8, 1, strides=2, padding="same", use_bias=False)(x))])
+
+
+def mobilenet(x):
+    """MobileNetV2: depthwise convolutions and ReLU6, here with a bias and a multiplier besides."""
+    x = layers.ReLU(6.0)(norm(layers.Conv2D(8, 3, padding="same", use_bias=False)(x)))
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    x = layers.ReLU(6.0)(norm(layers.DepthwiseConv2D(3, strides=2, use_bias=False)(x), momentum=0.999))
+    x = norm(layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x))
+    return norm(layers.Conv2D(8, 1, use_bias=False)(layers.Activation("relu6")(x)))
+
+
+def mobilenet_v3(x):
+    """MobileNetV3: its hard swish is written with operators and layers."""
+    x = norm(layers.Conv2D(8, 3, padding="same", use_bias=False)(layers.Rescaling(0.9, offset=-0.1)(x)))
+    x = layers.Multiply()([x, layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)])
+    x = layers.Activation("hard_swish")(norm(layers.DepthwiseConv2D(5, padding="same", use_bias=False)(x)))
+    return squeeze_excite(x, "relu", "hard_sigmoid")
+
+
+def densenet(x):
+    y = layers.Conv2D(8, 1, use_bias=False)(layers.Activation("relu")(norm(x)))
+    y = layers.Conv2D(4, 3, padding="same", use_bias=False)(layers.Activation("relu")(norm(y)))
+    return layers.AveragePooling2D(2)(layers.Concatenate()([x, y]))
+
+
+def efficientnet(x):
+    x = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.8, 0.9, 1.1])(layers.Rescaling(0.9)(x))
+    x = layers.Activation("swish")(norm(layers.Conv2D(8, 3, padding="same", use_bias=False)(x)))
+    y = layers.Activation("swish")(norm(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)))
+    y = norm(layers.Conv2D(8, 1, use_bias=False)(squeeze_excite(y, "swish", "sigmoid")))
+    return layers.Add()([layers.Dropout(0.0, noise_shape=(None, 1, 1, 1))(y), x])
+
+
+def nested(x):
+    inputs = keras.Input((SIDE, SIDE, 3))
+    backbone = keras.Model(inputs, mobilenet(inputs), name="backbone")
+    head = keras.Sequential([layers.Conv2D(8, 3), layers.BatchNormalization(), layers.ReLU()])
+    return head(backbone(x))
+
+
+def shared(x):
+    """One convolution, normalization and model at two places each."""
+    conv, bn = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
+    x = layers.ReLU()(bn(conv(layers.ReLU()(bn(conv(x))))))
+    inputs = keras.Input((SIDE, SIDE, 3))
+    tower = keras.Model(inputs, resnet(inputs), name="tower")
+    return layers.Concatenate()([tower(x), tower(layers.ZeroPadding2D(((1, 0), (0, 1)))(x)[:, :-1, 1:])])
+
+
+STRUCTURES = [
+    *(resnet, vgg, inception, xception, mobilenet, mobilenet_v3, densenet, efficientnet, nested, shared),
+]
+
+
+def model_of(structure):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    outputs = layers.Dense(4)(layers.GlobalAveragePooling2D()(structure(inputs)))
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(2)
+    for variable in model.variables:
+        if variable.path.split("/")[-1] in ("bias", "beta", "moving_mean", "gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+IMAGES = np.random.default_rng(0).normal(0, 1, (8, SIDE, SIDE, 3)).astype(np.float32)
+TARGET = np.random.default_rng(3).normal(0, 1, (8, 4)).astype(np.float32)
+
+
+def step(model):
+    """Output and gradients of a training step, and the moving statistics behind it; the variables are put back."""
+    before = [variable.numpy() for variable in model.variables]
+    with tf.GradientTape() as tape:
+        outputs = model(IMAGES, training=True)
+        loss = tf.reduce_mean(tf.square(outputs - TARGET))
+    gradients = [np.asarray(g) for g in tape.gradient(loss, [v.value for v in model.trainable_variables])]
+    after = [variable.numpy() for variable in model.non_trainable_variables]
+    for variable, value in zip(model.variables, before, strict=True):
+        variable.assign(value)
+    return np.asarray(outputs), gradients, after
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_view_computes_what_the_model_does(structure):
+    model = model_of(structure)
+    view = fused_view(model)
+    stock = [type(layer).__name__ for layer in view.layers]
+    assert "BatchNormalization" not in stock
+    assert {id(v) for v in view.trainable_variables} == {id(v) for v in model.trainable_variables}
+    np.testing.assert_allclose(view(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
+    by_id = [[id(v) for v in each.trainable_variables] for each in (model, view)]
+    (outputs, gradients, statistics), (found, theirs, after) = step(model), step(view)
+    np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-5)
+    theirs = dict(zip(by_id[1], theirs, strict=True))
+    scale = np.sqrt(sum(np.square(g).sum() for g in gradients))
+    for variable, expected in zip(model.trainable_variables, gradients, strict=True):
+        # Biases ahead of a normalization have no gradient but rounding.
+        error = np.linalg.norm(theirs[id(variable)] - expected)
+        assert error <= 1e-4 * max(np.linalg.norm(expected), 3e-2 * scale), variable.path
+    ours = {id(v): value for v, value in zip(view.non_trainable_variables, after, strict=True)}
+    for variable, expected in zip(model.non_trainable_variables, statistics, strict=True):
+        np.testing.assert_allclose(ours[id(variable)], expected, rtol=1e-4, atol=1e-5, err_msg=variable.path)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_view_in_16_bits(structure):
+    model = model_of(structure)
+    view = fused_view(model, "mixed_bfloat16")
+    expected, found = np.asarray(model(IMAGES)), view(IMAGES)
+    assert found.dtype == tf.float32
+    assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+    outputs, gradients, _ = step(view)
+    assert np.isfinite(outputs).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_folding(structure):
+    model = model_of(structure)
+    folded = fold_batch_norm(model)
+    np.testing.assert_allclose(folded(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
