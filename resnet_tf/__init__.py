@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from resnet_tf.models.registry import build_model, list_models
     from resnet_tf.prediction import Prediction, predict
     from resnet_tf.pretrained.zoo import list_weights
+    from resnet_tf.process import load_tensorflow as quiet
     from resnet_tf.process import recursion_limit as room_for_depth
     from resnet_tf.recipes import RECIPES, Recipe
     from resnet_tf.results import TrainingResult
+    from resnet_tf.saving import class_names
     from resnet_tf.scoring import evaluate
     from resnet_tf.training.callbacks import Callback, StopTraining
     from resnet_tf.training.logs import read_iterations
@@ -52,9 +54,10 @@ _MODULES = {
     "models.registry": "build_model list_models",
     "prediction": "Prediction predict",
     "pretrained.zoo": "list_weights",
-    "process": "room_for_depth=recursion_limit",
+    "process": "quiet=load_tensorflow room_for_depth=recursion_limit",
     "recipes": "RECIPES Recipe",
     "results": "TrainingResult",
+    "saving": "class_names",
     "scoring": "evaluate",
     "training.callbacks": "Callback StopTraining",
     "training.logs": "read_iterations",
@@ -78,6 +81,7 @@ __all__ = [
     "bottleneck_block",
     "build_model",
     "cifar_resnet",
+    "class_names",
     "evaluate",
     "export_model",
     "feature_extractor",
@@ -90,6 +94,7 @@ __all__ = [
     "make_train_step",
     "predict",
     "preview",
+    "quiet",
     "read_iterations",
     "residual_block",
     "room_for_depth",

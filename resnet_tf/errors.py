@@ -1,7 +1,8 @@
 """The error that a command prints as one line, and helpers for such messages."""
 
+import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -35,6 +36,14 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things, in the singular where it is one."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to do about an unknown name, for a message: up to three that are close to it, or else all."""
+    plain = name.lower().replace("-", "")
+    longer = sorted((other for other in known if plain and other.startswith(plain)), key=len)
+    close = longer or difflib.get_close_matches(plain, known)
+    return f"did you mean {' or '.join(close[:3])}?" if close else f"allowed: {', '.join(known)}"
 
 
 def optional_import(module: str, extra: str) -> Any:

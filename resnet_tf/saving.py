@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_tf.config import MAX_SIDE
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, did_you_mean
 from resnet_tf.files import MAX_JSON, read_json, write_json, write_with
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model, list_models
 from resnet_tf.pretrained.zoo import find_shipped
@@ -163,13 +163,36 @@ def open_model(model: Any, *, best: bool = False, published: bool = False) -> "t
     import keras
 
     if isinstance(model, keras.Model):
-        return model, {}, model.name
+        names = getattr(model, "class_names", None)
+        return model, {} if names is None else {"class_names": list(names)}, model.name
     if hasattr(model, "sidecar"):  # a TrainingResult
         return model.model, model.sidecar, model.model.name
     if published and str(model) in IMAGENET_NETWORKS and not Path(model).exists():
         return build_model(str(model), weights="imagenet"), {}, str(model)
     path = model_path(model, best)
     return load_model(path), read_sidecar(path), str(model)
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """Names of the classes in the order of a model's outputs.
+
+    Args:
+        model: what `build_model` or `train` returned, a .keras file with its JSON, the folder of a run, or weights that
+            come with the package ("resnet20_v1:cifar10").
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: there is no such file, or the model was built for classes that nobody has named.
+    """
+    if isinstance(model, str | os.PathLike):
+        names, name = read_sidecar(model_path(model)).get("class_names"), str(model)
+    else:
+        names, name = getattr(model, "class_names", None), getattr(model, "name", type(model).__name__)
+    if names is None:
+        raise UserError(f"{name} does not know the names of its classes; train it, or give it weights that do")
+    return tuple(names)
 
 
 def build_or_load(text: str, **options: Any) -> "keras.Model":
@@ -185,8 +208,8 @@ def build_or_load(text: str, **options: Any) -> "keras.Model":
         return load_model(model_path(text))
     if text not in list_models():
         raise UserError(
-            f"{text} is neither a file nor a network; name a .keras file, a run folder or one of "
-            f"{', '.join(list_models())}"
+            f"{text} is neither a file nor a network; name a .keras file, a run folder or a network; "
+            f"{did_you_mean(text, list_models())}"
         )
     try:
         return build_model(text, **given)

@@ -46,9 +46,18 @@ def test_options_replace_the_names_own():
     assert any(layer.name.endswith("shortcut_conv") for layer in model.layers)
 
 
-def test_an_unknown_name():
-    with pytest.raises(ValueError, match=r"model='resnet21_v1' is not known; allowed: .*resnet8_v1.*plain110"):
-        build_model("resnet21_v1")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet20", r"did you mean resnet20_v1 or resnet20_v2 or resnet200_v2\?$"),
+        ("ResNet-50", r"did you mean resnet50 or "),
+        ("wideresnet50_2", r"did you mean wide_resnet50_2"),
+        ("vgg", r"allowed: .*resnet8_v1.*plain110"),
+    ],
+)
+def test_an_unknown_name(name, hint):
+    with pytest.raises(ValueError, match=f"model='{name}' is not known; {hint}"):
+        build_model(name)
 
 
 def test_listing_imports_no_framework(python):

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from resnet_tf import build_model, list_weights
+from resnet_tf import build_model, class_names, list_weights
+from resnet_tf import predict as predict_images
 from resnet_tf.cli import evaluate, export, predict, summary, train
 from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
@@ -67,7 +68,7 @@ def test_building_with_weights(entry, finished_run):
             {"shortcut": "projection"},
             "of a network with shortcut='identity', not shortcut='projection'; leave shortcut out",
         ),
-        ({"classes": 3, "width": 2}, "with classes=10, width=1, not classes=3, width=2; leave classes and width out"),
+        ({"classes": 3, "width": 2}, "with width=1, not width=2; leave width out"),
         ({"version": 1}, "with version=2, not version=1"),
         ({"mean": (0, 0, 0), "std": (1, 1, 1)}, "leave mean and std out"),
     ],
@@ -75,6 +76,36 @@ def test_building_with_weights(entry, finished_run):
 def test_other_options_than_the_weights_have(entry, options, message):
     with pytest.raises(UserError, match=message):
         build_model("resnet8_v2", weights="shapes", **options)
+
+
+def test_a_name_with_its_weights_and_the_folder_of_a_run_build_the_trained_model(entry, finished_run):
+    saved, images = keras.models.load_model(finished_run[0] / "final.keras"), PIXELS[:, :16, :16]
+    names = ("circle", "triangle", "square", "star", "cross", "ring", "crescent", "heart", "arrow", "hourglass")
+    by_run = build_model("resnet8_v2", weights=str(finished_run[0]))
+    for model in (build_model(entry), by_run):
+        np.testing.assert_array_equal(model(images), saved(images))
+    assert sorted(class_names(by_run)) == sorted(names)
+    for known in (entry, finished_run[0], finished_run[0] / "best.keras", build_model(entry)):
+        assert class_names(known) == class_names(by_run)
+    assert predict_images(by_run, images)[0].label in names
+    assert build_model(entry, input_shape=(64, 48, 3)).output_shape == (None, 10)
+    with pytest.raises(UserError, match="resnet8_v2:shapes names its weights: leave weights='x' out"):
+        build_model(entry, weights="x")
+    for unknown in (build_model("resnet8_v2"), build_model(entry, include_top=False)):
+        with pytest.raises(UserError, match="does not know the names of its classes"):
+            class_names(unknown)
+
+
+def test_other_classes_get_a_new_head_and_a_line_says_so(entry, finished_run):
+    trained = build_model(entry)
+    with pytest.warns(UserWarning, match="is new: it has 3 classes, the weights have 10; all other layers") as seen:
+        model = build_model("resnet8_v2", weights=str(finished_run[0]), classes=3)
+    assert len(seen) == 1
+    assert model.output_shape == (None, 3)
+    for ours, theirs in zip(model.variables[:-2], trained.variables[:-2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(UserError, match="does not know"):
+        class_names(model)
 
 
 def test_other_names_than_there_are(entry):

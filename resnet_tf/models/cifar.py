@@ -45,7 +45,7 @@ def cifar_resnet(
     block: str = "basic",
     shortcut: str | None = None,
     identity_padding: str | None = None,
-    classes: int = 10,
+    classes: int | None = None,
     input_shape: Sequence[int | None] = (32, 32, 3),
     width: int = 1,
     use_bias: bool = False,
@@ -68,7 +68,8 @@ def cifar_resnet(
             projection for bottleneck networks.
         identity_padding: where option A puts its zero channels: "center" (half before, half after) or "end" (all
             after, as fb.resnet.torch); None takes that of the weights, or else "center".
-        classes: outputs of the classifier.
+        classes: outputs of the classifier; None takes as many as the weights have, or else 10. With weights for
+            another number, the classifier is new and all other layers have the weights.
         input_shape: (height, width, channels), sides of at least 8 or None.
         width: multiplies the channels of all stages but the stem (wide ResNets, arXiv:1605.07146).
         use_bias: give the convolutions a bias.
@@ -98,6 +99,8 @@ def cifar_resnet(
     if shortcut is None:
         shortcut = "identity" if block == "basic" else "projection"
     check_choice("shortcut", shortcut, SHORTCUTS)
+    if classes is None:
+        classes = (opened and opened.classes) or 10
     check_positive(width=width, classes=classes)
     # The authors' resnet-1k-layers strides the first 1x1 convolution of a CIFAR bottleneck.
     unit: Any = residual_block if block == "basic" else functools.partial(bottleneck_block, stride_on="1x1")
@@ -124,5 +127,5 @@ def cifar_resnet(
         outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
         model = keras.Model(inputs, outputs, name=name or f"resnet{depth}_v{version}")
     if opened is not None:
-        opened.load_into(model)
+        opened.load_into(model, new_head=opened.needs_new_head(model))
     return model

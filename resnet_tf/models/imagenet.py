@@ -46,7 +46,7 @@ def imagenet_resnet(
     stem: str = "7x7",
     shortcut: str | None = None,
     identity_padding: str | None = None,
-    classes: int = 1000,
+    classes: int | None = None,
     input_shape: Sequence[int | None] = (224, 224, 3),
     include_top: bool = True,
     weights: str | None = None,
@@ -71,7 +71,8 @@ def imagenet_resnet(
             (one convolution of stride 1, no pooling), as kuangliu/pytorch-cifar's ResNets have it.
         shortcut: as in `residual_block`; None is projection.
         identity_padding: as in `residual_block`; None takes that of the weights, or else "center".
-        classes: outputs of the classifier.
+        classes: outputs of the classifier; None takes as many as the weights have, or else 1000. With weights for
+            another number, the classifier is new and all other layers have the weights.
         input_shape: (height, width, channels), sides of at least 32 (stem "3x3": 8) or None.
         include_top: end with global average pooling and the classifier.
         weights: None; a PyTorch checkpoint (see `resnet-tf import-weights`); a .keras or .weights.h5 file; or
@@ -102,7 +103,7 @@ def imagenet_resnet(
     check_choice("stride_on", stride_on, STRIDES_ON)
     check_choice("stem", stem, STEMS)
     block, units = DEPTHS[depth]
-    _check_widths(block, groups, width_per_group, classes)
+    _check_widths(block, groups, width_per_group)
     if len(replace_stride_with_dilation) != 3:
         raise UserError(
             f"replace_stride_with_dilation={replace_stride_with_dilation!r} needs a truth value for stages 3, 4 and 5",
@@ -126,6 +127,9 @@ def imagenet_resnet(
         zero_init=zero_init_residual,
         norm_layer=norm,
     )
+    if classes is None:
+        classes = (opened and opened.classes) or 1000
+    check_positive(classes=classes)
     with recursion_limit(depth):
         inputs, x = model_input(input_shape, 32 if stem == "7x7" else 8, mean, std)
         x = _stem(x, stem, norm)
@@ -135,12 +139,12 @@ def imagenet_resnet(
         outputs = head(x, include_top=include_top, pooling=pooling, classes=classes, activation=classifier_activation)
         model = keras.Model(inputs, outputs, name=name or f"imagenet_resnet{depth}_v{version}")
     if opened is not None:
-        opened.load_into(model)
+        opened.load_into(model, new_head=opened.needs_new_head(model))
     return model
 
 
-def _check_widths(block: str, groups: int, width_per_group: int, classes: int) -> None:
-    check_positive(groups=groups, width_per_group=width_per_group, classes=classes)
+def _check_widths(block: str, groups: int, width_per_group: int) -> None:
+    check_positive(groups=groups, width_per_group=width_per_group)
     if block == BASIC and (groups != 1 or width_per_group != 64):
         raise UserError(
             f"groups={groups} and width_per_group={width_per_group} go with bottlenecks (depth 50 and more) only",

@@ -4,8 +4,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from resnet_tf.errors import UserError
-from resnet_tf.pretrained.zoo import checked_options, find_entry, is_entry_name
+from resnet_tf.errors import UserError, did_you_mean
+from resnet_tf.pretrained.zoo import (
+    checked_options,
+    find_entry,
+    find_shipped,
+    imagenet_classes,
+    is_entry_name,
+    run_entry,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -77,7 +84,7 @@ def model_options(name: str) -> dict[str, Any]:
     """The builder's arguments that a name stands for; UserError that lists the known names for any other."""
     networks = CIFAR_NETWORKS | IMAGENET_NETWORKS
     if name not in networks:
-        raise UserError(f"model={name!r} is not known; allowed: {', '.join(list_models())}", argument="model")
+        raise UserError(f"model={name!r} is not known; {did_you_mean(name, networks)}", argument="model")
     return dict(networks[name])
 
 
@@ -93,21 +100,30 @@ def build_model(name: str, **options: Unpack[ModelOptions]) -> "keras.Model":
     """Build a network by its name.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or one of `list_weights()`.
         **options: arguments of the builder (`cifar_resnet` or `imagenet_resnet`) that replace the name's own. Beside
             what the builder takes, `weights` may be the name of weights that come with the package (see
-            `list_weights`); they bring the options that they were trained with.
+            `list_weights`) or the folder of a finished run; both bring the options that they were trained with. Where
+            `classes` is another number than the weights have, the classifier is new, and a warning says so once.
 
     Returns:
-        A plain functional `keras.Model`.
+        A plain functional `keras.Model`; `class_names` tells the classes of its outputs where the weights say them.
 
     Raises:
         UserError: no network has this name, the builder refuses an option, or the weights asked for are not there,
             cannot be read, or are those of other options.
     """
     given: dict[str, Any] = {**options}
-    if is_entry_name(given.get("weights")):
-        given = checked_options(find_entry(name, given["weights"]), model_options(name), given)
+    weights: Any = given.get("weights")
+    entry = run_entry(weights)
+    if entry is None and (shipped := find_shipped(name)) is not None:
+        if weights is not None:
+            raise UserError(f"{name} names its weights: leave weights={weights!r} out", argument="weights")
+        name, entry = shipped.network, shipped
+    elif entry is None and is_entry_name(weights):
+        entry = find_entry(name, weights)
+    if entry is not None:
+        given = checked_options(entry, model_options(name), given)
     arguments = {"name": name, **model_options(name), **given}
     builder: Any
     if name in CIFAR_NETWORKS and "stem" not in arguments:
@@ -120,4 +136,13 @@ def build_model(name: str, **options: Unpack[ModelOptions]) -> "keras.Model":
         message = f"{name} has no option {', '.join(unknown)}; allowed: {', '.join(allowed)}"
         raise UserError(message, argument=unknown[0])
     model: keras.Model = builder(**arguments)
+    if entry is not None or weights == "imagenet":
+        known = entry.about["class_names"] if entry else [known.name for known in imagenet_classes()]
+        if model.output_shape[-1] == len(known):
+            set_class_names(model, known)
     return model
+
+
+def set_class_names(model: "keras.Model", names: Sequence[str]) -> None:
+    """Let a model know the names of its classes; they do not go into its file."""
+    model.class_names = tuple(names)

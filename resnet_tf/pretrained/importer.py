@@ -64,7 +64,7 @@ def import_checkpoint(
                 f"{path} fits no network here; name that of its {weights.structure.depth} layers (import-weights: "
                 "--model), and what torchvision would call its tensors (--rename)"
             )
-        options["classes"] = options["classes"] or weights.outputs
+        options["classes"] = options["classes"] or weights.classes
     model, builder = _build(network, weights, options)
     try:
         weights.load_into(model, new_head is not None)
@@ -93,7 +93,7 @@ def _recognize(weights: TorchWeights) -> str | None:
         known = model_options(network)
         expected = (weights.structure.depth, 1, weights.wiring == "none")
         if (known["depth"], known["version"], known.get("shortcut") == "none") == expected and weights.fits(
-            _build(network, weights, {"classes": weights.outputs})[0]
+            _build(network, weights, {"classes": weights.classes})[0]
         ):
             return network
     return None

@@ -103,6 +103,19 @@ class Weights:
     std: Channels = None
     shortcut: str | None = None
     identity_padding: str | None = None
+    classes: int | None = None
+
+    def needs_new_head(self, model: keras.Model) -> bool:
+        """Whether a model's classifier is for other classes than theirs, and so stays new; a warning says so once."""
+        head = next((layer for layer in model.layers if layer.name in HEADS), None)
+        if head is None or self.classes in (None, head.units):
+            return False
+        warnings.warn(
+            f"the classifier of {model.name} is new: it has {head.units} classes, the weights have {self.classes}; "
+            "all other layers have the weights",
+            stacklevel=4,
+        )
+        return True
 
     def constants(self, mean: Any, std: Any) -> tuple[Any, Any]:
         """Mean and standard deviation to build a network with: those asked for, or those of the weights."""
@@ -173,6 +186,7 @@ class TorchWeights(Weights):
         self.guess = None if is_published else f"a guess by {by}, for images of {self.format.dataset}"
         self.shortcut = "none" if self.wiring == "none" else self.structure.shortcut
         self.identity_padding = None if self.wiring == "none" else self.wiring
+        self.classes = next((t.shape[0] for t in reversed(self.tensors.values()) if len(t.shape) == 2), None)
 
     def constants(self, mean: Any, std: Any) -> tuple[Any, Any]:
         """As of any weights; warns where they are a guess."""
@@ -183,11 +197,6 @@ class TorchWeights(Weights):
                 stacklevel=3,
             )
         return super().constants(mean, std)
-
-    @property
-    def outputs(self) -> int | None:
-        """Classes that its classifier tells apart."""
-        return next((t.shape[0] for t in reversed(self.tensors.values()) if len(t.shape) == 2), None)
 
     def fits(self, model: keras.Model) -> bool:
         """Whether every tensor has its variable in a model, and every variable its tensor."""
@@ -212,6 +221,8 @@ class KerasModelWeights(Weights):
             if isinstance(layer, keras.layers.Rescaling) and layer.name == "normalization":
                 scale, offset = np.ravel(layer.scale), np.ravel(layer.offset)
                 self.mean, self.std = tuple((-offset / scale).tolist()), tuple((1 / scale).tolist())
+            if layer.name in HEADS:
+                self.classes = layer.units
         self.identity_padding = _identity_padding(self.model)
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from resnet_tf.errors import UserError
-from resnet_tf.files import replacing, sha256_of
+from resnet_tf.files import read_json, replacing, sha256_of
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -54,8 +54,22 @@ class PretrainedEntry:
         return f"{self.network}:{self.name}"
 
     def options(self) -> dict[str, Any]:
-        channels = {key: tuple(self.about["preprocessing"][key]) for key in ("mean", "std")}
-        return {**self.about["builder"], **channels}
+        """The builder's arguments that it was trained with."""
+        known = {**self.about["builder"], "classes": len(self.about["class_names"])}
+        known |= {
+            ("input_shape" if k == "shape" else k): self.about["preprocessing"][k] for k in ("mean", "std", "shape")
+        }
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in known.items() if v is not None}
+
+
+def run_entry(weights: object) -> PretrainedEntry | None:
+    """The final model of a run folder, with what it was trained with; None for anything else."""
+    path = Path(weights) / "final.keras" if isinstance(weights, str | os.PathLike) else None
+    if path is None or not path.is_file() or not path.with_suffix(".json").is_file():
+        return None
+    shape = {"model": str, "class_names": [str], "builder": {}, "preprocessing": {"mean": [float], "std": [float]}}
+    about = read_json(path.with_suffix(".json"), shape, "remove it, or give the model file itself")
+    return PretrainedEntry(about["model"], path.parent.name, path, about)
 
 
 def entries() -> dict[str, PretrainedEntry]:
@@ -107,7 +121,9 @@ def checked_options(entry: PretrainedEntry, network: dict[str, Any], given: dict
     """The builder's options to load an entry with; UserError if `given` ones (None: not given) are not the weights'."""
     given = {key: value for key, value in given.items() if value is not None}
     expected = {**network, **entry.options()}
-    unlike = [key for key in given if key in expected and _as_list(given[key]) != _as_list(expected[key])]
+    # The network fits images of any size, and a classifier for other classes is a new one.
+    checked = [key for key in given if key in expected and key not in ("classes", "input_shape")]
+    unlike = [key for key in checked if _as_list(given[key]) != _as_list(expected[key])]
     if unlike:
         theirs, ours = (", ".join(f"{k}={_as_list(of[k])!r}" for k in unlike) for of in (expected, given))
         raise UserError(

@@ -13,7 +13,7 @@ from resnet_tf.files import COUNT, Between, read_json
 from resnet_tf.models.registry import list_models, own_shortcut
 from resnet_tf.recipes import RECIPE_FIELDS, RECIPES, Recipe, check_fields
 
-SETTINGS, REPORT, COMMAND = "settings.json", "report.json", "command.txt"
+SETTINGS, REPORT, COMMAND, PAGE = "settings.json", "report.json", "command.txt", "report.html"
 SMOKE = "smoke"  # folder of short runs that show what a large network takes; not results
 
 Settings = dict[str, Any]
