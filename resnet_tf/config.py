@@ -1,18 +1,20 @@
 """What a training is asked for, checked and as data. Imports no TensorFlow."""
 
 import dataclasses
-import difflib
 import os
 import re
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from resnet_tf.data.custom_transform import digest_of, is_function_name, name_of
-from resnet_tf.data.dataset import check_name, is_image_dataset, short_name
-from resnet_tf.errors import UserError
+from resnet_tf.data.dataset import check_name, is_image_dataset
+from resnet_tf.errors import UserError, did_you_mean
+from resnet_tf.files import read_json
 from resnet_tf.models.registry import CIFAR_NETWORKS, model_options
 from resnet_tf.recipes import (
+    FINE_TUNING,
     RECIPE_FIELDS,
     Recipe,
     check_fields,
@@ -57,7 +59,8 @@ class TrainConfig:
         model: network by name.
         dataset: cifar10, cifar100, shapes, folder:PATH, list:TRAIN[,[VALID][,TEST]].
         data_dir: folder or archive with CIFAR; without it, Keras' cache, then a download.
-        recipe: a recipe by name; by default the paper's, he2016 for v2 networks, else he2015.
+        recipe: a recipe by name; by default the paper's, he2016 for v2 networks, else he2015; for
+            image folders, lists and where weights are given, finetune.
         seed: seed of weights, order and augmentation.
         shortcut: by default the network's or the recipe's own.
         identity_padding: where the identity shortcut's zero channels are; by default center (half before, half after),
@@ -150,14 +153,9 @@ class TrainConfig:
         return builder | ({"identity_padding": self.identity_padding} if self.identity_padding else {})
 
     @property
-    def checkpoint_steps(self) -> int | None:
-        """Steps between checkpoints; None where the clock decides."""
-        return _checkpoint_interval(self.checkpoint_every)[0]
-
-    @property
-    def checkpoint_seconds(self) -> float | None:
-        """Seconds between checkpoints; None where the count of steps decides."""
-        return _checkpoint_interval(self.checkpoint_every)[1]
+    def checkpoint_interval(self) -> tuple[int | None, float | None]:
+        """Steps and seconds between checkpoints; None for the one that does not decide."""
+        return _checkpoint_interval(self.checkpoint_every)
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, flat, by the keys of settings.json; precision and threads are added when known."""
@@ -212,18 +210,28 @@ def make_config(
     options = {name: _plain(value) for name, value in options.items()}
     known = {field.name for field in OPTIONS} | _RECIPE_NAMES
     for name in options.keys() - known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(known))}"
-        raise UserError(f"train() has no option {name!r}; {hint}", argument=name)
+        raise UserError(f"train() has no option {name!r}; {did_you_mean(name, sorted(known))}", argument=name)
     changes = {name: options.pop(name) for name in list(options) if name in _RECIPE_NAMES}
     config = TrainConfig(**{"recipe": None, "model_sha256": model_sha256, **options})
     _check(config, data_given)
+    own_images = not data_given and is_image_dataset(config.dataset)
+    if recipe is None and (own_images or config.weights is not None) and not _is_of_paper(config):
+        recipe = FINE_TUNING
     chosen = _recipe(config, recipe, changes, scale_learning_rate)
     if chosen.validation_size == 0 and not data_given and not is_image_dataset(config.dataset):
         check_validation(chosen, 0)
     digest = digest_of(config.augment)
     config = dataclasses.replace(config, recipe=chosen, shortcut=_shortcut(config, chosen), augment_sha256=digest)
-    return config if data_given or not is_image_dataset(config.dataset) else _with_image_defaults(config)
+    return _with_image_defaults(config) if own_images else config
+
+
+def _is_of_paper(config: TrainConfig) -> bool:
+    """Whether the run folder is one that was started while the paper's recipe was the default for everything."""
+    path = Path(config.run_dir or os.devnull, "settings.json")
+    if config.overwrite or not path.exists():
+        return False
+    started = read_json(path, {"recipe.name": str}, "give another run_dir=…, or overwrite=True to start anew")
+    return bool(started["recipe.name"] == default_recipe(config.model))
 
 
 def _plain(value: Any) -> Any:
@@ -231,12 +239,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def default_run_dir(config: TrainConfig) -> str:
-    """Where the command line puts a run that has no `run_dir`."""
-    parts = (config.model, config.shortcut, short_name(config.dataset), config.recipe.name)
-    return f"runs/{'-'.join(part for part in parts if part)}-seed{config.seed}"
 
 
 def default_augmentation(model: str) -> str:

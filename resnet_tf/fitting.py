@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def train(
         validation: likewise (tuple, `Dataset`, `tf.data.Dataset`, folder or list); None splits `validation_size` of the
             training images off, by class and seed (not for tf.data).
         test: likewise; None takes the test images of the data set, False leaves them unread.
-        recipe: name of a recipe in `RECIPES`, or a `Recipe`; None takes the paper's for the network.
+        recipe: name of a recipe in `RECIPES`, or a `Recipe`; None takes the paper's for the network, "finetune" for
+            image folders and lists and where weights are given.
         run_dir: directory of the run. Where it holds the same run unfinished, that goes on to the bit; where it is
             finished, its result is returned. None uses a temporary directory.
         callbacks: called with the evaluations so far after each; see `Callback`.
@@ -83,21 +85,19 @@ def train(
         given, options = model, {**options, "model_sha256": check_trainable(model)}
         model = given.name
     named = isinstance(data, str | Path)
-    dataset = (
-        str(data) if named else "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")
-    )
+    kind = "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")
     config = make_config(
         recipe,
         model=model,
-        dataset=dataset,
+        dataset=str(data) if named else kind,
         run_dir=None if run_dir is None else str(run_dir),
         data_given=not named,
         **options,
     )
+    arguments = DataArguments(data, validation, test, class_names, steps_per_epoch)
     with contextlib.ExitStack() as stack:
-        data_arguments = DataArguments(data, validation, test, class_names, steps_per_epoch)
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        run = _Run(config, RunDir(folder), given, data_arguments, list(callbacks), verbose, call)
+        run = _Run(config, RunDir(folder), given, arguments, list(callbacks), verbose, call)
         try:
             with preserved_random_states():
                 return run.result()
@@ -108,21 +108,17 @@ def train(
             raise lost from error
 
 
+@dataclass(eq=False)
 class _Run:
     """One run: its parts, made in the order that decides the bits, and its files."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run_dir: RunDir,
-        given_model: keras.Model | None,
-        given_data: DataArguments,
-        callbacks: list[Any],
-        verbose: bool,
-        command: str,
-    ) -> None:
-        self.config, self.run_dir, self.given_model, self.given_data = config, run_dir, given_model, given_data
-        self.callbacks, self.verbose, self.command = callbacks, verbose, command
+    config: TrainConfig
+    run_dir: RunDir
+    given_model: keras.Model | None
+    given_data: DataArguments
+    callbacks: list[Any]
+    verbose: bool
+    command: str
 
     def result(self) -> TrainingResult:
         """Train, unless that is done already."""
@@ -180,11 +176,14 @@ class _Run:
         """Make loader, network, view, optimizer and step, in the scope of the distribution."""
         config, data, recipe, distribution = self.config, self.data, self.config.recipe, self.distribution
         check_validation(recipe, len(data.validation))
-        distribution.check_batch(recipe.batch_size, recipe.accumulate)
+        multiple = recipe.accumulate * distribution.count
+        batch_size = recipe.batch_size if isinstance(data, TfData) else recipe.batch_for(len(data.train), multiple)
+        distribution.check_batch(batch_size, recipe.accumulate)
         if config.jit_compile and distribution.strategy is not None:
             raise UserError("jit_compile=True does not go with several devices; leave it out, or add strategy='none'")
-        shard = distribution.index, distribution.workers
-        loader: Any = data.loader(recipe.batch_size, config.seed, shard, recipe.accumulate)
+        loader: Any = data.loader(
+            batch_size, config.seed, (distribution.index, distribution.workers), recipe.accumulate
+        )
         length = recipe.length_of(loader.steps_per_epoch)
         if config.unfreeze_at is not None and config.unfreeze_at >= length:
             raise UserError(
@@ -263,6 +262,7 @@ class _Run:
     def _fit(self, about: str) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
         config, data, loader, length = self.config, self.data, self.loader, self.schedule.iterations
+        checkpoint_steps, checkpoint_seconds = config.checkpoint_interval
         logger = TrainLogger(self.run_dir, length, loader.steps_per_epoch, loader.batch_size, verbose=self.verbose)
         callbacks = make_callbacks(self, logger.log)
         self.trainer = Trainer(
@@ -276,9 +276,9 @@ class _Run:
             evaluate_train=self._evaluator(data.train) if config.eval_train else None,
             save_best=self._save_best,
             run_dir=self.run_dir,
-            evaluate_every=config.evaluate_every,
-            checkpoint_every=config.checkpoint_steps,
-            checkpoint_seconds=config.checkpoint_seconds,
+            evaluate_every=config.evaluate_every or max(config.recipe.min_evaluate_every, loader.steps_per_epoch),
+            checkpoint_every=checkpoint_steps,
+            checkpoint_seconds=checkpoint_seconds,
             logger=logger,
             rollbacks=3 if config.on_nan == "rollback" else 0,
             patience=config.recipe.early_stopping,
@@ -288,8 +288,7 @@ class _Run:
             distribution=self.distribution,
         )
         with contextlib.closing(logger):
-            of, recipe = f"{config.dataset} ({data.source})", f"recipe {config.recipe.name}: {config.recipe.describe()}"
-            logger.log(f"{config.model} on {of}, {recipe}")
+            logger.started(config, data.source, None if isinstance(data, TfData) else len(data.train))
             logger.log(about)
             if config.freeze != "none":
                 logger.log(describe_trainable(self.model))

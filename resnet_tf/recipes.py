@@ -71,6 +71,7 @@ class Recipe:
         name: what the recipe is called.
         about: one line on where it comes from.
         batch_size: images a step.
+        max_batch_share: largest part of the training images that a batch takes; smaller data get smaller batches.
         iterations: steps in all; exactly one of `iterations` and `epochs` is set.
         epochs: length in passes over the training part, each of N // batch_size steps.
         learning_rate: the highest learning rate.
@@ -103,6 +104,7 @@ class Recipe:
             statistics from each.
         ema: decay of the exponential moving average of the weights that is validated and saved in their place, or
             None; in the first steps it is lower, (1 + t) / (10 + t) after t of them.
+        min_evaluate_every: fewest steps between evaluations where nobody says how many; an epoch if that is longer.
         early_stopping: evaluations without a better validation accuracy after which the training ends; 0 for never.
             Where everything trains only from some step on, they count from there.
         validation_size: part of the training images kept for validation: a fraction below 1, or a count; 0 trains
@@ -115,6 +117,7 @@ class Recipe:
     name: str
     about: str
     batch_size: int = setting(128, low=1, high=1_000_000)
+    max_batch_share: float = setting(1.0, low=1e-6, high=1.0)
     iterations: int | None = setting(None, low=1, high=10**9, parse=int)
     epochs: float | None = setting(None, low=1e-9, high=1e6, parse=float)
     learning_rate: float = setting(0.1, low=0, high=1e6)
@@ -138,15 +141,21 @@ class Recipe:
     class_weights: str = setting("none", choices=("none", "balanced"))
     accumulate: int = setting(1, low=1, high=1_000_000)
     ema: float | None = setting(None, parse=float)
+    min_evaluate_every: int = setting(0, low=0, high=10**9)
     early_stopping: int = setting(0, low=0, high=1_000_000)
     validation_size: float = setting(0.1, low=0, high=1e9, parse=fraction_or_count)
     pad: int = setting(4, low=0, high=1000)
     pad_mode: str = setting("mean", choices=("mean", "black", "reflect"))
     shortcut: str | None = setting(None, flag=None)
 
+    def batch_for(self, images: int, multiple: int = 1) -> int:
+        """Images a step for a training part of this many: a multiple of some number where that makes it smaller."""
+        largest = max(1, int(self.max_batch_share * images) // multiple) * multiple
+        return self.batch_size if self.max_batch_share == 1.0 else min(self.batch_size, largest)
+
     def length(self, images: int) -> int:
         """Steps in all for a training part of this many images."""
-        return self.length_of(images // self.batch_size)
+        return self.length_of(images // self.batch_for(images, self.accumulate))
 
     def length_of(self, steps_per_epoch: int) -> int:
         """Steps in all for epochs of this many steps."""
@@ -169,6 +178,8 @@ class Recipe:
 
 # Name and about are not settings.
 RECIPE_FIELDS = tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "about"))
+
+FINE_TUNING = "finetune"  # the default for own images and for given weights
 
 RECIPES = {
     recipe.name: recipe
@@ -199,6 +210,18 @@ RECIPES = {
             schedule="onecycle",
             nesterov=True,
             weight_decay=5e-4,
+        ),
+        Recipe(
+            FINE_TUNING,
+            "for own images and given weights: one-cycle over 15 epochs, batches of 32",
+            batch_size=32,
+            max_batch_share=0.25,
+            epochs=15,
+            learning_rate=0.02,
+            schedule="onecycle",
+            nesterov=True,
+            weight_decay=5e-4,
+            min_evaluate_every=50,
         ),
     )
 }
@@ -265,8 +288,7 @@ def check_validation(recipe: Recipe, images: int) -> None:
 def scaled(recipe: Recipe, default_batch_size: int, warmup_start: float | None = None) -> Recipe:
     """The recipe with its learning rate scaled from the default batch size to its own (1706.02677, section 2.1).
 
-    A "linear" warm-up begins at `warmup_start`, or where that is None at the learning rate as it was; lengths in steps
-    stay as they are.
+    A "linear" warm-up begins at `warmup_start`, or where that is None at the learning rate as it was.
     """
     learning_rate = recipe.learning_rate * recipe.batch_size / default_batch_size
     # 0.1 for three times the images is 0.3, not 0.30000000000000004.

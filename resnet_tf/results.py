@@ -15,11 +15,14 @@ from resnet_tf.data.dataset import is_image_dataset
 from resnet_tf.data.image_io import cv2
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
+from resnet_tf.inference import EvalMetrics
+from resnet_tf.models.registry import set_class_names
 from resnet_tf.reports.curves import TrainingHistory, draw_curves
+from resnet_tf.reports.html import write_report
 from resnet_tf.saving import load_model, read_sidecar, save_model
 from resnet_tf.scoring import LabelledDataset, score_subset
 from resnet_tf.training.logs import read_history
-from resnet_tf.training.run_dir import REPORT, RunDir
+from resnet_tf.training.run_dir import REPORT, RunDir, describe_report
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +52,9 @@ class TrainingResult:
     exact_resume: bool
     sidecar: dict[str, Any]
     course: TrainingHistory | None
+
+    def __post_init__(self) -> None:
+        set_class_names(self.model, self.class_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -155,6 +161,7 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
     final = folder / "final.keras"
     try:
         save_model(run.eval_model, final, make_sidecar(run, {}))
+        tested = None if data.test is None else _score(final, data, data.test, keep=True)
         report = {
             "settings": settings,
             "parameters": run.parameters,
@@ -163,7 +170,7 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
             "train_images": len(data.train),
             "validation_images": len(data.validation),
             "training": _course(trainer.history),
-            "test": _test(final, data),
+            "test": None if tested is None else tested.as_dict(),
             "device": run.device.about,
             **({} if run.distribution.strategy is None else {"replicas": run.distribution.about}),
             "versions": versions(),
@@ -172,7 +179,8 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
         best = folder / "best.keras"
         if trainer.best is not None and best.exists():
             try:
-                report["best"] = {**trainer.best, "test": _test(best, data)}
+                scored = None if data.test is None else _score(best, data, data.test).as_dict()
+                report["best"] = {**trainer.best, "test": scored}
             except UserError as error:
                 raise UserError(f"{error}; put a copy back, or remove it: the run then ends without one") from error
         write_json(folder / REPORT, report)
@@ -181,15 +189,40 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
             f"the results of {folder} could not be written ({error.strerror or error}); "
             "make room and run the same command again"
         ) from error
+    if run.config.run_dir is not None and run.given_data.test is not False:
+        _write_page(run, tested)
+    if run.verbose:
+        print(describe_report(report, folder))
     return report
 
 
-def _test(path: Path, data: Any) -> dict[str, Any] | None:
-    """The metrics of a saved model on the test images, or None where there are none."""
-    if data.test is None:
-        return None
-    tests = LabelledDataset(data.name, data.source, data.class_names, data.test)
-    return score_subset(load_model(path), str(path), tests).as_dict()
+def _score(path: Path, data: Any, subset: Any, keep: bool = False) -> EvalMetrics:
+    images = LabelledDataset(data.name, data.source, data.class_names, subset)
+    return score_subset(load_model(path), str(path), images, keep=keep)
+
+
+def _write_page(run: Any, tested: EvalMetrics | None) -> None:
+    """Write report.html and its pictures, of the validation images where there are no test images."""
+    folder, data, recipe = run.run_dir.path, run.data, run.config.recipe
+    kind = "test" if tested is not None else "validation"
+    if tested is None and len(data.validation):
+        tested = _score(folder / "final.keras", data, data.validation, keep=True)
+    if tested is None or tested.predictions is None:
+        return
+    curves = folder / "curves.png"
+    try:
+        write_report(
+            folder,
+            tested.predictions,
+            tested.pictures,
+            tested.as_dict() | {"data_source": data.source},
+            title=f"{run.config.model} on the {kind} set of {data.name}",
+            about={"recipe": f"{recipe.name}: {recipe.about}", "command": run.command},
+            more_pictures=[("Course of the training", curves)] if curves.exists() else [],
+            write_numbers=False,
+        )
+    except OSError as error:
+        run.run_dir.log(f"report.html could not be written: {error.strerror or error}")
 
 
 def _course(history: list[dict[str, Any]]) -> dict[str, Any]:

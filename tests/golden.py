@@ -32,10 +32,10 @@ CONFIGURATIONS = {
     "adamw_smoothing": "--model resnet8_v1 --dataset shapes --precision float32 --optimizer adamw "
     "--learning-rate 0.001 --label-smoothing 0.1 --clip-norm 1 --schedule cosine",
     "folder_imagenet": "--model resnet18 --dataset folder:{folder} --precision mixed_bfloat16 --augment imagenet "
-    "--input-size 64 --class-weights balanced",
+    "--recipe he2015 --input-size 64 --class-weights balanced",
     "strong": "--model resnet8_v2 --dataset shapes --precision float32 --augment strong --decay all",
     "unfreezing": "--model resnet8_v1 --dataset shapes --precision float32 --weights {runs}/v1 --freeze stage2 "
-    "--unfreeze-at 15 --unfreeze-learning-rate 0.01 --train-bn",
+    "--recipe he2015 --unfreeze-at 15 --unfreeze-learning-rate 0.01 --train-bn",
     "steps_per_call": "--model resnet8_v1 --dataset shapes --precision float32 --recipe quick --steps-per-call 5",
     "on_device": "--model resnet8_v1 --dataset shapes --precision float32 --keep-on-device always --pad-mode reflect",
     "mirrored": "--model resnet8_v2 --dataset shapes --precision float32 --strategy mirrored --replicas 2 --sync-bn",

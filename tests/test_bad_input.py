@@ -86,7 +86,7 @@ FLAGS = [
     (("train", "--no-such-flag"), "unrecognized arguments: --no-such-flag"),
     (("train", "--rec", "quick"), "unrecognized arguments: --rec"),
     (("train", "extra"), "unrecognized arguments: extra"),
-    (("train", "--model", "resnet21_v2"), "--model resnet21_v2 is not known; allowed: resnet8_v1"),
+    (("train", "--model", "resnet21_v2"), "--model resnet21_v2 is not known; did you mean resnet32_v2 or resnet20_v2"),
     (("train", "--dataset", "cifar11"), "cifar11 is not known; allowed: cifar10, cifar100, shapes"),
     (("train", "--recipe", "he2017"), "'he2017' is not known; allowed: he2015"),
     ((*SHAPES, "--shortcut", "B"), "invalid choice: 'B'"),

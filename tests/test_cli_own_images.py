@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import cv2
 import keras
@@ -22,7 +23,7 @@ from resnet_tf.training.run_dir import describe_report
 from tests.conftest import exit_code, stopping_after, write_tree
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
-SMALL = ("--input-size", "16", "--iterations", "12", "--eval-every", "5")
+SMALL = ("--recipe", "he2016", "--input-size", "16", "--iterations", "12", "--eval-every", "5")
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,26 @@ def test_a_folder_of_files_trains_to_the_bits_of_the_same_images_in_memory(tmp_p
     assert (report["train_images"], report["validation_images"]) == (180, 20)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert (tmp_path / "a/iterations.bin").read_bytes() == (tmp_path / "b/iterations.bin").read_bytes()
+
+
+@pytest.mark.pictures
+def test_own_images_train_by_finetune_in_small_batches_and_end_with_a_page(tmp_path, tree, capsys):
+    folder = tmp_path / "run"
+    flags = [*FLAGS, "--batch-size", "128", "--epochs", "2"]
+    main([*flags, "--dataset", f"folder:{tree}", "--run-dir", str(folder), "--input-size", "16"])
+    _, *printed = capsys.readouterr().out.splitlines()  # what the check of the files found is above
+    assert "recipe finetune, the default for own images and given weights: max_batch_share=0.25" in printed[0]
+    assert printed[1] == "batches of 40 images in place of 128: at most 25 % of the 160 images to train on"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["steps_per_epoch"], report["iterations"]) == (4, 8)
+    assert [line.partition(",")[0] for line in (folder / "metrics.csv").read_text().split()[1:]] == ["8"]  # not 4, 8
+    assert report["settings"]["recipe.batch_size"] == 128
+    assert report["test"]["images"] == 40
+    assert printed[-1] == f"open {folder / 'report.html'}"
+    page = (folder / "report.html").read_text()
+    assert f"{100 * report['test']['top1']:.2f}" in page
+    assert page.count("<h2>") == 6  # per class, confusions, confusion and calibration as pictures, course, examples
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 30e6
 
 
 def test_splits_class_names_and_framing(finished, tree, shapes):
@@ -136,7 +157,7 @@ def test_without_test_images_the_report_says_so(tmp_path, tree, capsys):
 
 def test_a_report_without_any_measurement():
     report = {"settings": {}, "test": None, "training": {"last_validation_accuracy": None}, "iterations": 3}
-    assert describe_report(report) == (
+    assert describe_report(report, Path("nowhere")) == (
         "no test images and no validation images: nothing is known of its accuracy after 3 iterations"
     )
 
@@ -180,7 +201,8 @@ def test_stopped_and_resumed_it_ends_bit_for_bit_alike(tmp_path, monkeypatch, tr
     with monkeypatch.context() as patch:
         stopping_after(patch, 7)
         assert run(tmp_path / "halves", *flags) == 128 + signal.SIGTERM
-    run(tmp_path / "halves", *flags)
+    # As runs that were started while the paper's recipe was the default: nobody names it.
+    main([*FLAGS, "--dataset", *flags, "--run-dir", str(tmp_path / "halves"), *SMALL[2:]])
     assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
     logs = [read_iterations(tmp_path / name / "iterations.bin") for name in ("halves", "whole")]
     np.testing.assert_array_equal(*logs)
@@ -220,7 +242,7 @@ def test_what_a_request_for_own_images_asks_for():
     assert not {"augment", "input_size", "on_bad_image"} & settings("--dataset", "cifar10").keys()
     assert settings("--augment", "none", "--input-size", "64").items() >= {"augment": "none", "input_size": 64}.items()
     named = parse_options(["--dataset", "folder:x/pets/", "--model", "resnet18"])
-    assert named["run_dir"] == "runs/resnet18-pets-he2015-seed0"
+    assert named["run_dir"] == "runs/resnet18-pets-finetune-seed0"
     assert short_name("list:/some/where/train.txt,valid.txt") == "train"
 
 

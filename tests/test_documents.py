@@ -227,8 +227,17 @@ def needs_nothing_more(command, arguments):
 def test_the_quick_start_trains(workplace):
     (line,) = re.findall(r"^resnet-tf train (--dataset shapes .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     small = ["--model", "resnet8_v2", "--batch-size", "16", "--epochs", "0.2", "--device", "cpu", "--run-dir", "quick"]
-    assert main(["train", *line.split(), *small]) == 0
+    assert main(["train", *shlex.split(line, comments=True), *small]) == 0
     assert (workplace / "quick" / "final.keras").exists()
+    assert (workplace / "quick" / "report.html").exists()
+
+
+def test_all_has_what_users_can_ask_for():
+    configuration = configparser.ConfigParser()
+    configuration.read(ROOT / "setup.cfg")
+    extras = {name: set(packages.split()) for name, packages in configuration["options.extras_require"].items()}
+    for_developers = {"all", "test", "dev", "docs"}
+    assert extras["all"] == set().union(*(extras[name] for name in extras.keys() - for_developers))
 
 
 def anchors_of(path):

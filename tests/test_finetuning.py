@@ -157,7 +157,7 @@ def pretrained(tmp_path, finished_run):
     return shutil.copytree(finished_run[0], tmp_path / "pretrained")
 
 
-FLAGS = ("--iterations", "12", "--eval-every", "5", "--precision", "float32", "--warmup", "none")
+FLAGS = ("--recipe", "he2016", "--iterations", "12", "--eval-every", "5", "--precision", "float32", "--warmup", "none")
 TWO_PHASES = ("--freeze", "stage2", "--unfreeze-at", "6", "--unfreeze-learning-rate", "0.02")
 
 

@@ -10,7 +10,7 @@ from resnet_tf.recipes import RECIPES, Recipe, check_validation, default_recipe,
 
 
 def test_the_recipes():
-    assert list(RECIPES) == ["he2015", "he2016", "tutorial", "quarter", "quick"]
+    assert list(RECIPES) == ["he2015", "he2016", "tutorial", "quarter", "quick", "finetune"]
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert (recipe.iterations is None) != (recipe.epochs is None)
@@ -42,6 +42,47 @@ def test_tutorial_is_200_epochs_of_all_images():
     assert (recipe.epochs, recipe.nesterov, recipe.validation_size, recipe.shortcut) == (200, True, 0, "projection")
     assert recipe.length(50_000) == 78_000
     assert [drop * recipe.length(50_000) for drop in recipe.drops] == pytest.approx([31_200, 46_800])
+
+
+def test_finetune_fits_its_batch_to_small_data():
+    recipe = get_recipe("finetune")
+    assert [recipe.batch_for(images) for images in (45_000, 180, 128, 100, 3)] == [32, 32, 32, 25, 1]
+    assert [recipe.batch_for(images, 4) for images in (100, 9)] == [24, 4]  # replicas and microbatches share it evenly
+    assert override(recipe, batch_size=128).batch_for(180) == 45  # a quarter
+    assert override(recipe, max_batch_share=1).batch_for(20) == 32
+    assert get_recipe("he2015").batch_for(100) == 128
+    assert 10 <= recipe.epochs <= 20
+    assert recipe.length(2_000) == recipe.epochs * 62
+
+
+def test_what_is_the_default(tmp_path):
+    def name(**options):
+        return make_config(**options).recipe.name
+
+    assert name(model="resnet50", dataset="folder:pets") == name(dataset="list:a.txt") == "finetune"
+    assert name(model="resnet20_v1", weights="runs/first") == "finetune"
+    assert name(model="resnet20_v1", dataset="arrays", data_given=True, weights="x.keras") == "finetune"
+    assert (name(model="resnet20_v2"), name(model="resnet50", dataset="shapes")) == ("he2016", "he2015")
+    assert name(recipe="he2015", dataset="folder:pets") == "he2015"
+    # A run from before there was such a recipe goes on as it was started.
+    (tmp_path / "settings.json").write_text('{"recipe.name": "he2016"}')
+    earlier = {"dataset": "folder:pets", "run_dir": str(tmp_path)}
+    assert (name(**earlier), name(**earlier, overwrite=True)) == ("he2016", "finetune")
+    assert name(**earlier, model="resnet50") == "finetune"
+
+
+def test_an_unfinished_run_of_earlier_defaults_is_found_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "resnet18", "--dataset", "folder:x/pets"]
+    new, old = (f"runs/resnet18-pets-{recipe}-seed0" for recipe in ("finetune", "he2015"))
+    assert parse_options(flags)["run_dir"] == new
+    (tmp_path / old).mkdir(parents=True)
+    (tmp_path / old / "settings.json").write_text('{"recipe.name": "he2015"}')
+    assert parse_options(flags)["run_dir"] == old
+    for more in (["--overwrite"], ["--recipe", "finetune"]):
+        assert parse_options([*flags, *more])["run_dir"] == new
+    (tmp_path / old / "report.json").write_text("{}")
+    assert parse_options(flags)["run_dir"] == new
 
 
 def test_quarter_and_quick():

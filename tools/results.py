@@ -17,7 +17,7 @@ from typing import Any
 
 from resnet_tf.cli.main import run_command
 from resnet_tf.errors import UserError
-from resnet_tf.files import read_json, replacing
+from resnet_tf.files import replacing
 from resnet_tf.recipes import default_recipe
 from resnet_tf.reports.runs import (
     COMMAND,

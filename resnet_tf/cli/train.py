@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from resnet_tf.cli.main import Parser, add_flags, integers
-from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, default_run_dir, make_config
+from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
 from resnet_tf.process import load_tensorflow
-from resnet_tf.recipes import RECIPE_FIELDS, RECIPES, Recipe
+from resnet_tf.recipes import FINE_TUNING, RECIPE_FIELDS, RECIPES, Recipe
 from resnet_tf.training.cluster import LAUNCHED, read_cluster_spec, stop_with_launcher
-from resnet_tf.training.run_dir import RunDir, check_resumable, describe_report
+from resnet_tf.training.run_dir import RunDir, check_resumable, default_run_dir, describe_report
 
 _OWN_FLAGS = ("list_recipes", "list_models", "seeds")
+_TRAIN_IMAGES, _SPEED = 50_000, 1_900  # of CIFAR-10; images/s of ResNet-20 in bfloat16 on two quiet cores, about
+_MEASURED = {
+    "he2015": "8.59 % error on CIFAR-10 (resnet20_v1, one seed)",
+    "quarter": "14.0 % error on a JPEG copy of CIFAR-10, where he2015 has 12.9 % (resnet20_v1, one seed)",
+    "he2016": "13.3 % error on a JPEG copy of CIFAR-10 (resnet20_v2, one seed)",
+    "quick": "0.9 % error on shapes after 8 epochs (resnet20_v2, three seeds)",
+    "finetune": "6.9 % error on four classes of CIFAR-10, 500 images each, from resnet20_v1:cifar10",
+}
 
 
 def make_parser() -> Parser:
@@ -57,7 +65,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         if name not in _OWN_FLAGS and not (name in recipe_fields and value is None)
     }
     config = make_config(**options)
-    return options | {"run_dir": config.run_dir or default_run_dir(config)}
+    return options | {"run_dir": config.run_dir or default_run_dir(config, options["recipe"] is not None)}
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | int:
@@ -106,7 +114,7 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
         run_dir.check()
     elif (report := _finished(options, run_dir)) is not None:
         print(f"{run_dir.path} is finished; --overwrite starts anew")
-        print(describe_report(report))
+        print(describe_report(report, run_dir.path))
         return report
     if LAUNCHED in os.environ:
         stop_with_launcher()
@@ -122,10 +130,7 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
     except Stopped as stop:
         print(f"{stop}; resume with: {command}")
         return 128 + stop.signal
-    if "settings" not in result.report:
-        return 0  # the chief reports
-    print(describe_report(result.report))
-    return result.report
+    return result.report if "settings" in result.report else 0  # the chief reports
 
 
 def _finished(options: dict[str, Any], run_dir: RunDir) -> dict[str, Any] | None:
@@ -151,10 +156,15 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def describe_recipes() -> str:
-    """All recipes with the fields in which they differ from the defaults."""
+    """All recipes with the fields in which they differ from the defaults, what they cost and what they reached."""
     lines = []
     for recipe in RECIPES.values():
+        minutes = round(
+            recipe.length(round(_TRAIN_IMAGES * (1 - recipe.validation_size))) * recipe.batch_size / _SPEED / 60
+        )
+        cost = f"about {minutes} minutes" if recipe.name != FINE_TUNING else "15 times your images, some minutes"
         lines += [f"{recipe.name}: {recipe.about}", f"    {recipe.describe()}"]
+        lines.append(f"    ResNet-20 on two quiet cores: {cost}; measured: {_MEASURED.get(recipe.name, 'nothing yet')}")
     shared = {field.name: field.default for field in RECIPE_FIELDS if field.default is not None}
     lines.append("where nothing else is said: " + ", ".join(f"{key}={value}" for key, value in shared.items()))
     return "\n".join(lines)

@@ -70,14 +70,16 @@ def write_report(
     about: Mapping[str, str] | None = None,
     examples: str = "wrong",
     more_pictures: Sequence[tuple[str, Path]] = (),
+    write_numbers: bool = True,
 ) -> dict[str, Any]:
     """Write per_class.csv, report.json, report.html and, with matplotlib, confusion, examples and calibration.png.
 
     `images[i]` is image i, uint8 (H, W, C); `numbers` (loss, top1, top5, images, …) go into report.json, whose content
     is returned; `about` (network, recipe, …) goes to the head of the page; `more_pictures` are headings and PNG files
-    for its end.
+    for its end. Without `write_numbers`, report.json stays as it is: that of a run holds more.
     """
-    check_report(folder)
+    if write_numbers:
+        check_report(folder)
     folder.mkdir(parents=True, exist_ok=True)
     confusion, names = predictions.confusion(), predictions.class_names
     columns = [[None if isnan(v) else float(v) for v in values] for values in precision_recall_f1(confusion)]
@@ -93,7 +95,8 @@ def write_report(
         "mean_confidence": float(predictions.confidences.mean()),
         "classes": [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
     }
-    write_json(folder / "report.json", report)
+    if write_numbers:
+        write_json(folder / "report.json", report)
     pairs = [(names[true], names[predicted], str(n)) for true, predicted, n in most_confused(confusion, 10)]
     cells = [(name, *map(_percent, values), str(support)) for name, *values, support in rows]
     facts = {**(about or {}), "data": numbers.get("data_source"), "date": time.strftime("%Y-%m-%d %H:%M")}

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from resnet_tf.config import TrainConfig
 from resnet_tf.errors import UserError
 from resnet_tf.files import COUNT, Between, misfit, read_text, write_text
+from resnet_tf.recipes import FINE_TUNING
 from resnet_tf.reports.curves import TrainingHistory
 from resnet_tf.reports.runs import Settings, clock, read_run, recipe_of
 from resnet_tf.training.run_dir import RunDir
@@ -88,6 +90,15 @@ class TrainLogger:
         is_shown = verbose and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar = tqdm(total=iterations, unit="it", dynamic_ncols=True, disable=not is_shown)
 
+    def started(self, config: TrainConfig, source: str, images: int | None) -> None:
+        """Say what is trained on what, by which recipe, and where small data made the batch smaller."""
+        recipe = config.recipe
+        default = ", the default for own images and given weights" if recipe.name == FINE_TUNING else ""
+        self.log(f"{config.model} on {config.dataset} ({source}), recipe {recipe.name}{default}: {recipe.describe()}")
+        if images is not None and self._batch_size < recipe.batch_size:
+            share = f"{100 * recipe.max_batch_share:g} % of the {images} images to train on"
+            self.log(f"batches of {self._batch_size} images in place of {recipe.batch_size}: at most {share}")
+
     def progress(self, step: int, results: np.ndarray, learning_rate: float) -> None:
         """Move the bar to `step`; `results` (n, 3) are loss, L2 and accuracy of the last n steps."""
         if self._bar.disable:
@@ -98,7 +109,9 @@ class TrainLogger:
         if self._bar.format_dict["rate"]:
             values["img/s"] = f"{self._bar.format_dict['rate'] * self._batch_size:.0f}"
         if epoch != self._epoch:
-            self._bar.set_description(f"epoch {epoch + 1}, last {time.monotonic() - self._epoch_began:.0f}s", False)
+            epochs, took = -(-self._iterations // self._steps_per_epoch), time.monotonic() - self._epoch_began
+            last = f", last {took:.0f}s" if self._epoch >= 0 else ""
+            self._bar.set_description(f"epoch {min(epoch + 1, epochs)}/{epochs}{last}", False)
             self._epoch, self._epoch_began = epoch, time.monotonic()
         self._bar.set_postfix(values, refresh=False)
         self._bar.n = step

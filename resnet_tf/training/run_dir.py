@@ -6,12 +6,17 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from resnet_tf.config import DEFAULTS
+from resnet_tf.config import DEFAULTS, TrainConfig
+from resnet_tf.data.dataset import short_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json, write_text
-from resnet_tf.reports.runs import COMMAND, REPORT, SETTINGS, Settings, describe_diff, read_report, read_settings
+from resnet_tf.recipes import default_recipe
+from resnet_tf.reports.runs import COMMAND, PAGE, REPORT, SETTINGS, Settings, describe_diff, read_report, read_settings
 
-_WRITTEN = (REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt")
+_WRITTEN = (
+    *(REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt"),
+    *("report.html", "per_class.csv", "confusion.png", "examples.png", "calibration.png"),
+)
 _FOLDERS = ("checkpoints", "tensorboard")
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
@@ -114,6 +119,18 @@ class RunDir:
             return  # the same line goes to the terminal; a full disk must not end the training
 
 
+def default_run_dir(config: TrainConfig, names_recipe: bool = True) -> str:
+    """Where the command line puts a run that has no `run_dir`.
+
+    Where the recipe is the default, an unfinished run from before `finetune` was that goes on.
+    """
+    parts = "-".join(part for part in (config.model, config.shortcut, short_name(config.dataset)) if part)
+    recipes = config.recipe.name, default_recipe(config.model)
+    folder, earlier = (f"runs/{parts}-{recipe}-seed{config.seed}" for recipe in recipes)
+    unfinished = Path(earlier, SETTINGS).exists() and not Path(earlier, REPORT).exists()
+    return earlier if unfinished and not names_recipe and not config.overwrite else folder
+
+
 def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None:
     """Raise UserError unless a `saved` run can go on under the `current` settings, as far as those are known."""
     folder = f"run folder {run_dir.path}"
@@ -131,8 +148,8 @@ def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None
         raise UserError(f"{folder} was started on other data ({sources}); give that data, {_ANOTHER_OR_ANEW}")
 
 
-def describe_report(report: dict[str, Any]) -> str:
-    """The result of a run in a line or two."""
+def describe_report(report: dict[str, Any], folder: Path) -> str:
+    """The result of a run in a line or two, and where its page is."""
     test, best, last = report["test"], report.get("best"), f"{report['iterations']} iterations"
     if test is not None:
         of = f"loss {test['loss']:.4f}, {test['images']} images, {report['settings']['data.source']}"
@@ -146,6 +163,8 @@ def describe_report(report: dict[str, Any]) -> str:
         of_test = "" if best["test"] is None else f", test {100 * best['test']['top1']:.2f} %"
         validation = f"validation {100 * best['validation_accuracy']:.2f} %{of_test}"
         lines.append(f"best by validation: iteration {best['iteration']}, {validation}")
+    if (folder / PAGE).exists():
+        lines.append(f"open {folder / PAGE}")
     return "\n".join(lines)
 
 
