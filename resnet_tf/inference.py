@@ -82,6 +82,9 @@ class EvalMetrics:
         ]
         names = self.class_names or tuple(f"class {index}" for index in range(len(self.per_class)))
         width = max(map(len, names))
+        if len(names) <= 20:
+            lines.append("share right, and images by true class (rows) and predicted class (columns):")
+            lines.append(f"{'':{width + 9}}" + "".join(f" {name[:5]:>5}" for name in names))
         for name, share, row in zip(names, self.per_class, self.confusion, strict=True):
             percent = "   -  " if share is None else f"{100 * share:6.2f}"
             counts = " " + " ".join(f"{count:5d}" for count in row) if len(row) <= 20 else ""

@@ -78,12 +78,15 @@ def only_python_on_stderr() -> Iterator[None]:
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow and Keras without the lines that they print at start-up.
+    """Import TensorFlow and Keras without the lines that they print at start-up; call it before anything else does.
 
-    Several of those come from C++ before any setting can hide them, so stderr is redirected at the level of the file
-    descriptor while they are imported (tensorflow issue 100442). Raises UserError where Keras is set to another
-    backend, or cannot be imported.
+    TensorFlow's later remarks below errors are silenced as well, unless TF_CPP_MIN_LOG_LEVEL is set.
+
+    Raises:
+        UserError: Keras is set to another backend than TensorFlow, or one of them cannot be imported.
     """
+    # Several lines come from C++ before any setting can hide them, so stderr is redirected at the level of the file
+    # descriptor (tensorflow issue 100442). What was swallowed is shown when the import fails.
     if "tensorflow" in sys.modules and "keras" in sys.modules:
         return
     backend = _keras_backend()
@@ -92,7 +95,7 @@ def load_tensorflow() -> None:
             f"Keras is set to the backend {backend!r} (KERAS_BACKEND or keras.json); the commands need 'tensorflow': "
             "set KERAS_BACKEND=tensorflow"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "3"
     missing = None
     with suppress_output((2,)):
         try:

@@ -104,7 +104,10 @@ def evaluate(
     if isinstance(mean, str) and mean == "pixel-mean":
         mean = _pixel_mean(tests)
     network, *_ = with_scaling((network, sidecar, name), mean, std, input_scale)
-    metrics = score_subset(network, name, tests, batch_size, log, precision, fold_bn, keep=True)
+    # The files of this package say what they return, and so does a softmax.
+    if log is not None and not sidecar and output_type(network) == "logits":
+        log(f"{name} does not say what it returns: its outputs are taken as logits, as the last layer is linear")
+    metrics = score_subset(network, name, tests, batch_size, precision, fold_bn, keep=True)
     warn_unscaled(network, sidecar, name)
     chance = 1 / len(tests.class_names)
     if metrics.top1 < chance + 0.05 * (1 - chance) + 3 * math.sqrt(chance * (1 - chance) / metrics.images):
@@ -116,6 +119,8 @@ def evaluate(
     run = model_path(model, best).parent if isinstance(model, str | os.PathLike) else getattr(model, "run_dir", None)
     curves = None if run is None else run / "curves.png"
     about = _about(network, sidecar, run)
+    if isinstance(model, str | os.PathLike) and Path(model).is_dir():
+        name += " (best model by validation)" if best else " (final model)"
     return dataclasses.replace(metrics, name=f"{name} on the test set of {tests.name}", curves=curves, about=about)
 
 
@@ -196,7 +201,6 @@ def score_subset(
     name: str,
     tests: LabelledDataset,
     batch_size: int | None = None,
-    log: Callable[[str], None] | None = None,
     precision: Precision = "float32",
     fold_bn: bool = False,
     keep: bool = False,
@@ -204,8 +208,6 @@ def score_subset(
     """Metrics of a model on images; `keep` keeps its predictions for a report."""
     check_input(model, name, tests.name, tests.subset[0].shape)
     kind = output_type(model)
-    if log is not None:
-        log(f"the model's output is taken as {kind}")
     dtype = tf.float32 if tests.subset[0].dtype == np.float32 else tf.uint8
     compiled = compiled_inference(model, precision, fold_bn, dtype)
     probabilities: list[np.ndarray] = []

@@ -86,7 +86,7 @@ def tune(
 
     Args:
         model: name of a network.
-        dataset: name of a data set, or a `Dataset`.
+        dataset: name of a data set, image folder or list ("folder:PATH", "list:FILE"), or a `Dataset`.
         trials: finished trials to come to, those of earlier calls in the same directory included.
         study_dir: directory of the search, which goes on where it was stopped; default runs/tune-<model>-<dataset>.
         learning_rate: lowest and highest.

@@ -29,6 +29,10 @@ tf.get_logger().setLevel("ERROR")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "pictures: matplotlib is there; elsewhere trainings go without, for speed")
+    # Whoever starts the tests with nohup or from a script hands them signals that are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     # Keras 3.15 on NumPy 2.4 says this for every array that it hands over.
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
 

@@ -20,7 +20,7 @@ def without_rate(result):
     return {key: value for key, value in result.items() if key not in ("images_per_second", "data_source")}
 
 
-def test_a_run_scores_what_its_report_says(finished_run, tmp_path, capsys):
+def test_a_run_scores_what_its_report_says(finished_run, tmp_path, capsys, shapes):
     folder, _, report = finished_run
     file = tmp_path / "result.json"
     result = main([str(folder), "--json", str(file)])
@@ -32,14 +32,22 @@ def test_a_run_scores_what_its_report_says(finished_run, tmp_path, capsys):
     assert np.trace(result["confusion"]) / 40 == result["top1"]
     assert len(result["per_class"]) == 10
     printed = capsys.readouterr().out
-    assert "output is taken as logits" in printed
+    assert "taken as logits" not in printed
+    assert f"{folder} (final model) on the test set of shapes" in printed
+    lines = printed.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("share right, and images by")) + 1
+    assert lines[header].split() == [name[:5] for name in shapes.class_names]
+    for column, counts in enumerate(zip(*result["confusion"], strict=True)):  # each count is under its class
+        end = lines[header].index(f" {shapes.class_names[column][:5]}") + 6
+        assert [int(line[end - 5 : end]) for line in lines[header + 1 : header + 11]] == list(counts)
     assert f"top-1 {100 * result['top1']:.2f} %" in printed
     assert "crescent" in printed
 
 
-def test_the_best_of_a_run_and_a_file_of_it(finished_run):
+def test_the_best_of_a_run_and_a_file_of_it(finished_run, capsys):
     folder, _, report = finished_run
     best = without_rate(main([str(folder), "--best"]))
+    assert f"{folder} (best model by validation) on the test set of shapes" in capsys.readouterr().out
     assert best == without_rate(report["best"]["test"])
     assert without_rate(main([str(folder / "best.keras")])) == best
 
@@ -95,7 +103,9 @@ def test_somebody_elses_model(tmp_path, shapes, capsys, kind, activation):
     with pytest.raises(UserError, match="does not say what it was trained on; give dataset="):
         main([str(tmp_path / "theirs.keras")])
     result = main([str(tmp_path / "theirs.keras"), "--dataset", "shapes"])
-    assert f"output is taken as {activation or 'logits'}" in capsys.readouterr().out
+    assert ("does not say what it returns: its outputs are taken as logits" in capsys.readouterr().out) != bool(
+        activation
+    )
     outputs = np.asarray(model(shapes.test.images.astype(np.float32))).astype(np.float64)
     shares = outputs if activation else np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
     assert result["loss"] == pytest.approx(-np.log(shares[np.arange(40), shapes.test.labels]).mean(), rel=1e-5)

@@ -20,6 +20,14 @@ def test_the_recursion_limit_is_raised_and_put_back():
     assert resnet_tf.room_for_depth is recursion_limit
 
 
+def test_who_asks_for_quiet_gets_it(python):
+    result = python(
+        "import resnet_tf; resnet_tf.quiet(); import tensorflow as tf; print(int(tf.reduce_sum(tf.ones(3))))",
+        TF_CPP_MIN_LOG_LEVEL="",
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "3\n", "")
+
+
 def test_threads_that_build_at_once_leave_the_limit_as_it_was():
     before = sys.getrecursionlimit()
     together = threading.Barrier(8)

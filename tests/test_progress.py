@@ -37,4 +37,5 @@ def test_a_notebook_has_a_bar(tmp_path, monkeypatch):
     logger = TrainLogger(RunDir(tmp_path), iterations=10, steps_per_epoch=5, batch_size=8)
     logger.progress(3, np.ones((3, 3), np.float32), 0.1)
     assert logger._bar.n == 3
+    assert logger._bar.desc == "epoch 1/2: "
     logger.close()

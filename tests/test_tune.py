@@ -1,4 +1,5 @@
 import json
+import shlex
 import sys
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_a_search_on_image_files(tmp_path):
     flags = ["--trials", "1", "--dataset", f"folder:{tmp_path / 'pets'}", "--model", "resnet8_v2", "--epochs", "1"]
     flags += ["--batch-size", "9", "--device", "cpu", "--study-dir", str(tmp_path / "study")]
     result = tune.main(flags)
+    assert parse_options(shlex.split(result["command"])[2:])["dataset"] == f"folder:{tmp_path / 'pets'}"
     (report,) = (json.loads(path.read_text()) for path in (tmp_path / "study").glob("trial*/report.json"))
+    assert not list((tmp_path / "study").glob("trial*/report.html"))  # nobody looks at each trial
     assert (report["validation_images"], report["test"]) == (2, None)
     assert report["training"]["last_validation_accuracy"] == result["accuracy"]
