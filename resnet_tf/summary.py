@@ -15,7 +15,6 @@ _STAGE = re.compile(r"(stem|head|stage\d+|conv\d+)_")
 _UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")
 _AROUND = re.compile(r"_(shortcut|0)_")
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SHOWN_POOLS = (layers.MaxPooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class StageSummary:
 
 def summarize(model: keras.Model) -> list[StageSummary]:
     """The stages of a functional model in order; UserError where its input size is not known."""
+    return [_summarize_stage(name, members) for name, members in _stages(model).items()]
+
+
+def _stages(model: keras.Model) -> dict[str, list[layers.Layer]]:
     if not hasattr(model, "operations"):
         raise UserError(f"a summary needs a functional Keras model, not {type(model).__name__}; save it as one")
     members = flat_layers(model)
@@ -44,7 +47,7 @@ def summarize(model: keras.Model) -> list[StageSummary]:
         # A layer whose name does not tell belongs to the stage before it, after the last stage to the head.
         name = _stage_of(layer.name) or (name if not named or index < named[-1] else "head")
         stages.setdefault(name, []).append(layer)
-    return [_summarize_stage(name, members) for name, members in stages.items()]
+    return stages
 
 
 def flat_layers(model: keras.Model) -> list[layers.Layer]:
@@ -134,11 +137,15 @@ class Box:
 def boxes_of(model: keras.Model) -> list[Box]:
     """The boxes of a functional model in order; equal units in a row share one."""
     units: dict[str, list[layers.Layer]] = {}
-    key = "input"
-    for layer in flat_layers(model):
-        match = _UNIT.match(layer.name)
-        key = match[1] if match else (_stage_of(layer.name) or _unnamed_key(layer, key, bool(units)))
-        units.setdefault(key, []).append(layer)
+    for stage, members in _stages(model).items():
+        unit = stage
+        for layer in members:
+            # A layer whose name does not tell belongs to the unit before it, except where no name tells anything.
+            if match := _UNIT.match(layer.name):
+                unit = match[1]
+            elif stage == "network" and _has_kernel(layer):
+                unit = layer.name
+            units.setdefault(unit, []).append(layer)
     boxes = [_box(title, members) for title, members in units.items()]
     merged = []
     for _, group in groupby(boxes, key=lambda box: (box.stage, box.lines, box.shortcut, box.output_shape)):
@@ -146,15 +153,6 @@ def boxes_of(model: keras.Model) -> list[Box]:
         title = f"{first.title} … {others[-1].title.rpartition('_')[2]}" if others else first.title
         merged.append(replace(first, title=title, count=1 + len(others)))
     return merged
-
-
-def _unnamed_key(layer: layers.Layer, before: str, started: bool) -> str:
-    """A layer whose name does not tell goes with what is before it, unless it starts something new."""
-    if not started:
-        return "input"
-    if _UNIT.match(f"{before}_") and (_has_kernel(layer) or isinstance(layer, _SHOWN_POOLS)):
-        return "head"
-    return layer.name if _has_kernel(layer) and before not in ("head", "stem") else before
 
 
 def _has_kernel(layer: layers.Layer) -> bool:

@@ -88,7 +88,7 @@ def test_a_run_folder(finished_run, capsys):
         (["nothing"], "neither a file nor a network"),
         (["resnet20_v1", "--stride-on", "1x1"], "stride_on"),
         (["resnet20_v1", "--plot", "a.bmp"], r"\.png, \.pdf, \.svg"),
-        (["resnet20_v1", "--input-size", "0"], "1 or more"),
+        (["resnet20_v1", "--input-size", "0"], "allowed: 1 to"),
     ],
 )
 def test_what_is_refused(argv, message):
@@ -112,6 +112,11 @@ def test_boxes_of_other_networks():
     foreign = boxes_of(keras.applications.ResNet50(weights=None))
     assert [box.count for box in foreign] == [1, 1, 1, 2, 1, 3, 1, 5, 1, 2, 1]
     assert foreign[1].lines == ("7×7, 64, /2", "max pool 3×3, /2")
+    # Its pools around the last units of stages have no stage in their names.
+    titles = [box.title for box in boxes_of(keras.applications.ResNet50V2(weights=None))]
+    assert titles[-3:] == ["conv5_block1", "conv5_block2 … block3", "head"]
+    nameless = boxes_of(keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.Conv2D(5, 3)]))
+    assert [box.lines for box in nameless if box.lines] == [("3×3, 4",), ("3×3, 5",)]
 
 
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
