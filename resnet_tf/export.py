@@ -115,17 +115,11 @@ def export_model(
         if dataset.test is None:
             raise UserError(f"{dataset.name} has no test images to compare on", argument="data")
         check_input(original, name, dataset.name, dataset.test.images.shape[1:])
-    comparison = write_export(
-        fold_batch_norm(original) if fold_bn else original,
-        path,
-        format,
-        _images(original, dataset),
-        quantize=quantize,
-        calibration=None if dataset is None else _spread(dataset.train.images, CALIBRATED),
-        reference=original,
-        uint8_input=uint8_input,
-        labels=labels,
-    )
+    calibration = None if dataset is None else _spread(dataset.train.images, CALIBRATED)
+    written = fold_batch_norm(original) if fold_bn else original
+    options: dict[str, Any] = {"quantize": quantize, "uint8_input": uint8_input, "labels": labels}
+    options |= {"calibration": calibration, "reference": original}
+    comparison = write_export(written, path, format, _images(original, dataset), **options)
     if sidecar:
         write_json(path.with_name(f"{path.stem}.json"), sidecar)
     if labels and format in ("saved_model", "tflite"):
@@ -147,8 +141,7 @@ def write_export(
     labels: Sequence[str] = (),
 ) -> Comparison:
     """Write a functional float32 model, and compare it on `images` (N, H, W, C) with `reference`, by default itself."""
-    if uint8_input:
-        images = np.rint(images.clip(0, 255))
+    images = np.rint(images.clip(0, 255)) if uint8_input else images
     expected = np.asarray((reference or model).predict_on_batch(images), np.float32)
     with _replacing(path, folder=kind == "saved_model") as temporary:
         try:
@@ -181,8 +174,7 @@ def _images(model: keras.Model, data: Any) -> NDArray[np.float32]:
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     """At most `count` images from all over the set."""
     # Drawn, not every k-th one: sets that are sorted by class or repeat in a cycle would give few classes.
-    chosen = np.random.default_rng(0).permutation(len(images))[:count]
-    return images[np.sort(chosen)].astype(np.float32)
+    return images[np.sort(np.random.default_rng(0).permutation(len(images))[:count])].astype(np.float32)
 
 
 def _accuracies(model: keras.Model, path: Path, kind: str, data: Any) -> tuple[float | None, float | None]:
@@ -201,14 +193,9 @@ def compare(expected: NDArray[Any], found: NDArray[Any], tolerance: float | None
     if expected.shape != found.shape:
         raise UserError(f"the export gives outputs of the shape {found.shape} where the original has {expected.shape}")
     largest = float(np.abs(expected).max())
-    same = expected.reshape(len(expected), -1).argmax(axis=1) == found.reshape(len(found), -1).argmax(axis=1)
+    best, theirs = (outputs.reshape(len(outputs), -1).argmax(axis=1) for outputs in (expected, found))
     bound = None if tolerance is None else tolerance * max(1.0, largest)
-    return Comparison(float(np.abs(expected - found).max()), largest, float(same.mean()), bound)
-
-
-def load_export(path: Path, kind: str) -> Forward:
-    """Read an export with its own runtime: a function from float32 images (N, H, W, C) to the network's outputs."""
-    return _READERS[kind](path)
+    return Comparison(float(np.abs(expected - found).max()), largest, float((best == theirs).mean()), bound)
 
 
 def _check_request(kind: str, quantize: str | None, calibrated: bool, uint8_input: bool) -> None:
@@ -327,4 +314,7 @@ def _read_onnx(path: Path) -> Forward:
     return lambda images: np.asarray(session.run(None, {"images": images.astype(dtype)})[0], np.float32)
 
 
-_READERS = {"keras": _read_keras, "saved_model": _read_saved_model, "tflite": _read_tflite, "onnx": _read_onnx}
+def load_export(path: Path, kind: str) -> Forward:
+    """Read an export with its own runtime: a function from float32 images (N, H, W, C) to the network's outputs."""
+    readers = {"keras": _read_keras, "saved_model": _read_saved_model, "tflite": _read_tflite, "onnx": _read_onnx}
+    return readers[kind](path)

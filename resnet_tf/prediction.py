@@ -118,18 +118,9 @@ def predict(
         UserError: the model, a pattern or an argument is not as it must be.
     """
     found = find_inputs(images)
-    return list(
-        iter_predictions(
-            *with_scaling(open_model(model, published=True), mean, std, input_scale),
-            found,
-            top=top,
-            resize=resize,
-            crop=crop,
-            batch_size=batch_size,
-            precision=precision,
-            fold_bn=fold_bn,
-        )
-    )
+    opened = with_scaling(open_model(model, published=True), mean, std, input_scale)
+    options: dict[str, Any] = {"top": top, "resize": resize, "crop": crop, "batch_size": batch_size}
+    return list(iter_predictions(*opened, found, precision=precision, fold_bn=fold_bn, **options))
 
 
 def find_inputs(images: Any) -> list[Image]:
