@@ -25,8 +25,6 @@ from resnet_tf.pretrained import zoo
 from tools.documents import documents, replace_block
 from tools.site import PAGES, notebook_page, site_links
 
-pytestmark = pytest.mark.pictures
-
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/*.md"), zoo.FOLDER / "README.md"}
@@ -88,12 +86,14 @@ def run_in_small(sources, name):
         exec(compile("\n" * line + code, name, "exec"), namespace)
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("in_small")
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_of(path, "python")], ids=name_of)
 def test_the_python_code_of_a_document_runs_in_order(path):
     run_in_small(blocks_of(path, "python"), str(path))
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("in_small")
 def test_the_notebook_runs_in_order():
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
@@ -155,6 +155,7 @@ def workplace(tmp_path, monkeypatch, finished_run, small_data, shapes):
     return tmp_path
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("code", [*blocks("sh"), *blocks("yaml")])
 def test_shell_commands_work(code):

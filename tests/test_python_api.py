@@ -12,8 +12,6 @@ import tensorflow as tf
 import resnet_tf
 from tests.conftest import stopping_after
 
-pytestmark = pytest.mark.pictures
-
 OPTIONS = {"iterations": 6, "batch_size": 16, "evaluate_every": 3, "precision": "float32", "verbose": False}
 
 
@@ -44,6 +42,7 @@ def test_arrays_train_as_the_data_set_of_the_same_images_does(arrays, shapes, tr
     assert named.run_dir is None
 
 
+@pytest.mark.pictures
 def test_a_result(trained, arrays, capsys):
     _, (images, labels) = arrays
     assert [row["iteration"] for row in trained.history] == [3, 6]
@@ -243,6 +242,7 @@ def test_an_augmentation_of_ones_own(arrays):
     assert result.report["settings"]["augment"].endswith("upside_down")
 
 
+@pytest.mark.pictures
 def test_evaluate_and_report(trained, arrays, tmp_path):
     images, labels = arrays[1]
     metrics = resnet_tf.evaluate(trained.model, arrays[1])
