@@ -7,9 +7,7 @@ from resnet_tf.models.registry import build_model
 pytestmark = pytest.mark.pictures
 
 
-def test_off_it_imports_nothing(finished_run, python):
-    result = python("import sys, resnet_tf.fitting; print('tensorboard' in sys.modules)")
-    assert result.stdout.strip() == "False"
+def test_off_it_writes_nothing(finished_run):
     assert not (finished_run[0] / "tensorboard").exists()
 
 
