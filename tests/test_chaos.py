@@ -1,6 +1,6 @@
-"""The short version of the chaos harness; `python -m tests.chaos --kills 100` is the long one."""
+"""The short version of the chaos harness; `python -m tests.chaos --kills 500` is the long one."""
 
-from tests.chaos.harness import SIGKILL_CODE, digests, start, undisturbed
+from tests.chaos.harness import KILLED, Starter, digests
 
 FLAGS = (
     *("--model", "resnet8_v2", "--iterations", "12", "--batch-size", "16"),
@@ -9,19 +9,16 @@ FLAGS = (
 )
 
 
-def test_a_run_that_dies_inside_saves_ends_with_the_bytes_of_one_that_never_died(tmp_path, small_folder):
+def test_a_run_that_dies_again_and_again_ends_with_the_folder_of_one_that_never_died(tmp_path, small_folder):
     flags = (*FLAGS, *small_folder)
-    operations = undisturbed(tmp_path / "whole", flags)
-    assert operations > 50
-    killed = tmp_path / "killed"
-    # Early (the settings), in the middle (a checkpoint or a model) and late (the report).
-    for operation in (3, operations // 3, operations // 4):
-        process = start(killed, flags, operation)
-        process.communicate()
-        assert process.returncode == SIGKILL_CODE
-    moved = killed.rename(tmp_path / "moved")
-    process = start(moved, flags)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert digests(moved) == digests(tmp_path / "whole")
-    assert not list(moved.rglob(".new-*"))
+    with Starter() as starter:
+        assert starter.undisturbed(tmp_path / "whole", flags) > 50
+        killed = tmp_path / "killed"
+        for kill in ("command:2", "step-:2", "evaluation:1", "final:2", "report:1"):
+            assert starter.train(killed, flags, kill) == KILLED, (killed / "output").read_text()
+            killed = killed.rename(tmp_path / f"{killed.name}-moved")
+        assert starter.train(killed, flags) == 0, (killed / "output").read_text()
+    found = digests(killed / "run")
+    assert {"final.keras", "report.json", "metrics.csv", "iterations.bin", "command.txt"} <= found.keys()
+    assert found == digests(tmp_path / "whole" / "run")
+    assert not list(killed.rglob(".new-*"))

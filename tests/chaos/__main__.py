@@ -1,13 +1,14 @@
-"""The long version: `python -m tests.chaos --kills 100 [--json FILE]`."""
+"""The long version: `python -m tests.chaos --kills 500 [--json FILE]`."""
 
 import argparse
+import itertools
+import queue
+import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 
-from tests.chaos.harness import FLAGS, VARIATIONS, digests, summary, torment, undisturbed
-
-KILLS_A_RUN = 5
+from tests.chaos.harness import FLAGS, VARIATIONS, Starter, digests, summary, torment
 
 
 def main() -> int:
@@ -18,25 +19,33 @@ def main() -> int:
     parser.add_argument("--json", help="write the summary to this file")
     arguments = parser.parse_args()
     outcomes = []
-    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(arguments.jobs) as pool:
+    with tempfile.TemporaryDirectory() as work:
         reference = {}
-        for variation, flags in VARIATIONS.items():
-            folder = Path(work) / f"undisturbed-{variation}"
-            reference[variation] = undisturbed(folder, (*FLAGS, *flags)), digests(folder)
-        number = 0
-        while (done := sum(outcome.kills for outcome in outcomes)) < arguments.kills:
-            batch = []
-            for _ in range(max(arguments.jobs, -(-(arguments.kills - done) // KILLS_A_RUN))):
-                variation = list(VARIATIONS)[number % len(VARIATIONS)]
-                operations, expected = reference[variation]
-                folder = Path(work) / f"run{number}" / "run"
-                folder.parent.mkdir()
-                seed = arguments.seed + number
-                batch.append(pool.submit(torment, folder, variation, operations, KILLS_A_RUN, seed, expected))
-                number += 1
-            for future in batch:
-                outcomes.append(future.result())
-                print(outcomes[-1], flush=True)
+        with Starter() as starter:
+            for variation, flags in VARIATIONS.items():
+                folder = Path(work) / f"undisturbed-{variation}"
+                starter.undisturbed(folder, (*FLAGS, *flags))
+                reference[variation] = digests(folder / "run")
+        numbers, done = itertools.count(arguments.seed), queue.Queue()
+
+        def work_on() -> None:
+            with Starter() as starter:
+                while sum(sum(outcome.kills.values()) for outcome in outcomes) < arguments.kills:
+                    number = next(numbers)
+                    variation = list(VARIATIONS)[number % len(VARIATIONS)]
+                    folder = Path(work) / f"run{number}"
+                    outcomes.append(torment(starter, folder, variation, number, reference[variation]))
+                    done.put(outcomes[-1])
+                    for path in Path(work).glob(f"run{number}*"):
+                        shutil.rmtree(path)
+            done.put(None)
+
+        threads = [threading.Thread(target=work_on) for _ in range(arguments.jobs)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            for outcome in iter(done.get, None):
+                print(outcome, flush=True)
     text = summary(outcomes)
     print(text)
     if arguments.json:

@@ -1,20 +1,20 @@
-"""Trainings that are killed again and again must end with the bytes of one that never was."""
+"""Trainings that are killed again and again must end with the folder of one that never was, but for times."""
 
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
 import sys
-import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-VICTIM = Path(__file__).with_name("victim.py")
-SIGKILL_CODE = -9
+KILLED = -9
+NEVER = ":1000000000"
 FLAGS = (
     *("--dataset", "shapes", "--model", "resnet8_v2", "--iterations", "60", "--batch-size", "32"),
     *("--validation-size", "200", "--eval-every", "13", "--checkpoint-every", "7", "--threads", "1"),
@@ -24,6 +24,16 @@ VARIATIONS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
     "averaged": ("--precision", "float32", "--ema", "0.99", "--accumulate", "2", "--optimizer", "adam"),
 }
+# Where kills come, by what is going on: operations on files with this in their names, and how many there are at most.
+# A run passes through them in this order; "" are any operations, None is any moment.
+STAGES = {
+    "start": (("lock", 2), ("command", 4), ("settings", 4)),
+    "training": (None, ("", 30), ("iterations.bin", 6), ("step-", 12)),
+    "evaluation": (("evaluation", 4), ("best", 8), ("metrics", 8)),
+    "anywhere": (None, ("", 60)),
+    "report": (("curves", 6), ("final", 10), ("report", 4)),
+}
+TIMES = ("seconds", "images_per_second", "evaluation_seconds", "median_images_per_second")
 
 
 @dataclass
@@ -31,86 +41,119 @@ class Outcome:
     """What became of one run."""
 
     variation: str
-    kills: int = 0
-    kills_in_saves: int = 0
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     moves: int = 0
     identical: bool = False
     problems: list[str] = field(default_factory=list)
 
 
-def start(folder: Path, flags: tuple[str, ...], operation: int = -1) -> subprocess.Popen:
-    """Start train.py in a process that dies at this file operation."""
-    command = [sys.executable, str(VICTIM), str(ROOT / "train.py"), str(folder), str(operation), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
+class Starter:
+    """A process that starts trainings as its children; see victim.py."""
 
+    def __init__(self) -> None:
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", "SOURCE_DATE_EPOCH": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.victim"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **environment},
+        )
 
-def undisturbed(folder: Path, flags: tuple[str, ...]) -> int:
-    """Train without a kill; return the number of file operations."""
-    out, err = (process := start(folder, flags)).communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"the undisturbed run failed:\n{out}{err}")
-    return int(re.search(r"operations: (\d+)", out)[1])
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def train(self, folder: Path, flags, kill: str = NEVER, seconds: float | None = None) -> int:
+        """Train in `folder`/run until that is done or killed; the exit code."""
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = {"folder": str(folder), "flags": flags, "kill": kill, "seconds": seconds}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())["code"]
+
+    def undisturbed(self, folder: Path, flags) -> int:
+        """Train without a kill; return the number of operations."""
+        code, output = self.train(folder, flags), (folder / "output").read_text()
+        if code != 0:
+            raise RuntimeError(f"the undisturbed run failed:\n{output}")
+        return int(re.search(r"operations: (\d+)", output)[1])
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every variable of the final and best model, of the last checkpoint, and of the course of the loss."""
-    result = {"iterations.bin": hashlib.sha256((folder / "iterations.bin").read_bytes()).hexdigest()}
-    for name in ("final.keras", "best.keras"):
-        with zipfile.ZipFile(folder / name) as archive:
-            result[name] = hashlib.sha256(archive.read("model.weights.h5")).hexdigest()
-    newest = max((folder / "checkpoints").glob("step-*.npz"))
-    with np.load(newest) as archive:
-        for key in archive.files:
-            if key != "state.json":
-                result[key] = hashlib.sha256(archive[key].tobytes()).hexdigest()
-    return result
+    """SHA-256 of every file of a run but its lock, its log and damaged checkpoints, without the times in them."""
+    left_out = ("lock", "log.txt", "*.damaged", "*.sha256")
+    files = [p for p in folder.rglob("*") if p.is_file() and not any(p.match(pattern) for pattern in left_out)]
+    return {str(p.relative_to(folder)): hashlib.sha256(_without_times(p)).hexdigest() for p in files}
 
 
-def torment(folder: Path, variation: str, operations: int, kills: int, seed: int, expected: dict[str, str]) -> Outcome:
-    """Kill a run of a variation `kills` times, then let it finish.
+def _without_times(path: Path) -> bytes:
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            parts = [(key, archive[key].tobytes()) for key in sorted(archive.files)]
+        return repr([(key, _timeless(json.loads(d)) if key == "state.json" else d) for key, d in parts]).encode()
+    if path.name == "metrics.csv":
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        return repr(
+            [[cell for cell, name in zip(row, rows[0], strict=True) if name not in TIMES] for row in rows]
+        ).encode()
+    if path.suffix in (".json", ".jsonl"):
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        return repr([_timeless(json.loads(line)) for line in lines]).encode()
+    if path.name == "command.txt":
+        return re.sub(r" --run-dir \S+", "", path.read_text()).encode()
+    return path.read_bytes()
 
-    Half of the kills come at a file operation and half at any moment. After every third kill the run is
-    moved to another folder.
+
+def _timeless(value):
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def torment(starter: Starter, folder: Path, variation: str, seed: int, expected: dict[str, str]) -> Outcome:
+    """Kill a run of a variation in each stage, from its start to its report, then let it finish.
+
+    After some kills the run is moved to another place.
     """
     draw = random.Random(seed)
-    flags = (*FLAGS, *VARIATIONS[variation])
-    outcome = Outcome(variation)
-    for number in range(kills):
-        in_save = number % 2 == 0
-        # Later starts have fewer operations left: aim low enough to hit one of them.
-        process = start(folder, flags, draw.randrange(max(2, operations // kills)) if in_save else -1)
-        try:
-            _, err = process.communicate(timeout=None if in_save else draw.uniform(0.5, 12.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, err = process.communicate()
-        if process.returncode == SIGKILL_CODE:
-            outcome.kills += 1
-            outcome.kills_in_saves += in_save
-        elif process.returncode != 0:
-            outcome.problems.append(err.strip()[-500:])
+    flags, outcome = (*FLAGS, *VARIATIONS[variation]), Outcome(variation)
+    stages = [stage for stage in STAGES for _ in range(draw.choice((1, 2)))]
+    for stage in stages:
+        place = draw.choice(STAGES[stage])
+        kill = NEVER if place is None else f"{place[0]}:{draw.randrange(place[1])}"
+        code = starter.train(folder, flags, kill, draw.uniform(0.2, 8.0) if place is None else None)
+        if code == KILLED:
+            outcome.kills[stage] += 1
+        elif code != 0:
+            outcome.problems.append((folder / "output").read_text()[-500:])
         else:
             break
-        if number % 3 == 2 and folder.exists():
-            folder = folder.rename(folder.with_name(f"{folder.name}-moved{number}"))
+        if draw.random() < 0.3:
             outcome.moves += 1
-    process = start(folder, flags)
-    _, err = process.communicate()
-    if process.returncode != 0:
-        outcome.problems.append(err.strip()[-500:])
+            folder = folder.rename(folder.with_name(f"{folder.name}-moved"))
+    if starter.train(folder, flags) != 0:
+        outcome.problems.append((folder / "output").read_text()[-500:])
         return outcome
-    found = digests(folder)
+    found = digests(folder / "run")
     outcome.problems += [f"{key} differs" for key in {**expected, **found} if expected.get(key) != found.get(key)]
+    outcome.problems += [f"{path.name} is left over" for path in (folder / "run").rglob(".new-*")]
     outcome.identical = not outcome.problems
     return outcome
 
 
 def summary(outcomes: list[Outcome]) -> str:
     """The outcomes as JSON, totals first."""
+    kills = {stage: sum(outcome.kills[stage] for outcome in outcomes) for stage in STAGES}
     totals = {
         "runs": len(outcomes),
-        "kills": sum(o.kills for o in outcomes),
-        "kills_in_saves": sum(o.kills_in_saves for o in outcomes),
+        "kills": sum(kills.values()),
+        "kills_by_stage": kills,
         "moves": sum(o.moves for o in outcomes),
         "identical": sum(o.identical for o in outcomes),
     }
