@@ -28,9 +28,12 @@ def main() -> int:
                 reference[variation] = digests(folder / "run")
         numbers, done = itertools.count(arguments.seed), queue.Queue()
 
+        def kills() -> int:
+            return sum(sum(outcome.kills.values()) for outcome in outcomes)
+
         def work_on() -> None:
             with Starter() as starter:
-                while sum(sum(outcome.kills.values()) for outcome in outcomes) < arguments.kills:
+                while kills() < arguments.kills and all(outcome.identical for outcome in outcomes[-3:]):
                     number = next(numbers)
                     variation = list(VARIATIONS)[number % len(VARIATIONS)]
                     folder = Path(work) / f"run{number}"

@@ -27,11 +27,11 @@ VARIATIONS = {
 # Where kills come, by what is going on: operations on files with this in their names, and how many there are at most.
 # A run passes through them in this order; "" are any operations, None is any moment.
 STAGES = {
-    "start": (("lock", 2), ("command", 4), ("settings", 4)),
-    "training": (None, ("", 30), ("iterations.bin", 6), ("step-", 12)),
-    "evaluation": (("evaluation", 4), ("best", 8), ("metrics", 8)),
-    "anywhere": (None, ("", 60)),
-    "report": (("curves", 6), ("final", 10), ("report", 4)),
+    "start": (("lock", 1), ("command", 3), ("settings", 3)),
+    "training": (None, ("", 60), ("iterations.bin", 6), ("step-", 60)),
+    "evaluation": (("evaluation", 4), ("best", 40), ("metrics", 6)),
+    "anywhere": (None, ("", 1000)),
+    "report": (("curves", 8), ("final", 60), ("final", 600), ("report", 3)),
 }
 TIMES = ("seconds", "images_per_second", "evaluation_seconds", "median_images_per_second")
 
