@@ -183,14 +183,14 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
                 report["best"] = {**trainer.best, "test": scored}
             except UserError as error:
                 raise UserError(f"{error}; put a copy back, or remove it: the run then ends without one") from error
-        write_json(folder / REPORT, report)
+        if run.config.run_dir is not None and run.given_data.test is not False:
+            _write_page(run, tested)
+        write_json(folder / REPORT, report)  # last: where it is, the run is finished
     except OSError as error:
         raise UserError(
             f"the results of {folder} could not be written ({error.strerror or error}); "
             "make room and run the same command again"
         ) from error
-    if run.config.run_dir is not None and run.given_data.test is not False:
-        _write_page(run, tested)
     if run.verbose:
         print(describe_report(report, folder))
     return report
