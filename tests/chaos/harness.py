@@ -31,7 +31,7 @@ STAGES = {
     "training": (None, ("", 60), ("iterations.bin", 6), ("step-", 60)),
     "evaluation": (("evaluation", 4), ("best", 40), ("metrics", 6)),
     "anywhere": (None, ("", 1000)),
-    "report": (("curves", 8), ("final", 60), ("final", 600), ("report", 3)),
+    "report": (("curves", 8), ("final", 60), ("final", 600), ("report", 6)),
 }
 TIMES = ("seconds", "images_per_second", "evaluation_seconds", "median_images_per_second")
 
@@ -105,8 +105,8 @@ def _without_times(path: Path) -> bytes:
     if path.suffix in (".json", ".jsonl"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return repr([_timeless(json.loads(line)) for line in lines]).encode()
-    if path.name == "command.txt":
-        return re.sub(r" --run-dir \S+", "", path.read_text()).encode()
+    if path.name in ("command.txt", "report.html"):  # and the page has the command and a date
+        return re.sub(r" --run-dir [^\s<]+|\d{4}-\d\d-\d\d \d\d:\d\d", "", path.read_text()).encode()
     return path.read_bytes()
 
 

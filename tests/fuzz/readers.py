@@ -288,7 +288,7 @@ def read_run_json(folder, data):
 
         def resume(run=run):
             check_resumable(run, run.settings(), settings)
-            describe_report(run.report())
+            describe_report(run.report(), run.path)
 
         for call in (resume, lambda: compare_table([folder / "run"]), lambda: read_history(folder / "run")):
             with contextlib.suppress(UserError):
