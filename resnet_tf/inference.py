@@ -277,11 +277,11 @@ def evaluate_batches(
         images=count,
         per_class=per_class,
         confusion=tuple(map(tuple, confusion.tolist())),
-        images_per_second=_rate(sizes, seconds),
+        images_per_second=_images_per_second(sizes, seconds),
     )
 
 
-def _rate(sizes: list[int], seconds: list[float]) -> float:
+def _images_per_second(sizes: list[int], seconds: list[float]) -> float:
     first = 1 if len(sizes) > 1 else 0
     return sum(sizes[first:]) / sum(seconds[first:])
 

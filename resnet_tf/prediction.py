@@ -186,8 +186,8 @@ def iter_predictions(
     warn_unscaled(model, sidecar, name)
     names, wnids = class_table(sidecar, outputs[1])
     probabilities = probabilities_of(model, precision, fold_bn)
-    frame = crop_of(shape, sidecar, resize, crop)
-    for file, row in classify(images, probabilities, frame, channels=shape[3], batch_size=batch_size):
+    transform = crop_of(shape, sidecar, resize, crop)
+    for file, row in classify(images, probabilities, transform, channels=shape[3], batch_size=batch_size):
         if isinstance(row, UnreadableImageError):
             yield Prediction(file, unreadable=str(row))
             continue
@@ -258,7 +258,7 @@ def class_table(sidecar: dict[str, Any], outputs: int) -> tuple[list[str], list[
 def classify(
     images: Sequence[Image],
     probabilities: Callable[[np.ndarray], np.ndarray],
-    frame: ResizeCenterCrop,
+    transform: ResizeCenterCrop,
     *,
     channels: int = 3,
     batch_size: int = 32,
@@ -267,7 +267,7 @@ def classify(
     """Names of images with their probabilities (classes,), or why they are unreadable."""
 
     def load(image: Image) -> np.ndarray:
-        return frame(read_image(image, channels) if isinstance(image, Path) else image)
+        return transform(read_image(image, channels) if isinstance(image, Path) else image)
 
     names = [str(image) if isinstance(image, Path) else f"image {index}" for index, image in enumerate(images)]
     loaded = _loaded_ahead(images, load, batch_size * BATCHES_AHEAD, threads)

@@ -51,7 +51,7 @@ class TrainingResult:
     run_dir: Path | None
     exact_resume: bool
     sidecar: dict[str, Any]
-    course: TrainingHistory | None
+    curves: TrainingHistory | None
 
     def __post_init__(self) -> None:
         set_class_names(self.model, self.class_names)
@@ -67,9 +67,9 @@ class TrainingResult:
         Raises:
             UserError: matplotlib is not installed, or nothing was evaluated.
         """
-        if self.course is None:
+        if self.curves is None:
             raise UserError("there is no evaluation to plot")
-        return draw_curves(self.course)
+        return draw_curves(self.curves)
 
     def __repr__(self) -> str:
         test = "" if self.test is None else f", test accuracy {100 * self.test['top1']:.2f} %"
@@ -79,10 +79,10 @@ class TrainingResult:
     @classmethod
     def of_run(cls, run: Any, report: dict[str, Any]) -> "TrainingResult":
         """The result of a run in this process, from its report."""
-        history, course = run.trainer.history, None
+        history, curves = run.trainer.history, None
         if history and run.distribution.is_chief:
             with contextlib.suppress(UserError):  # the disk may have refused metrics.csv, and taken all else
-                course = read_history(run.run_dir.path)
+                curves = read_history(run.run_dir.path)
         return cls(
             model=run.eval_model,
             history=history,
@@ -92,25 +92,25 @@ class TrainingResult:
             run_dir=None if run.config.run_dir is None else run.run_dir.path,
             exact_resume=run.data.exact_resume,
             sidecar=make_sidecar(run, {}),
-            course=course,
+            curves=curves,
         )
 
     @classmethod
     def load(cls, run_dir: Path, exact_resume: bool = True) -> "TrainingResult":
         """The result of a finished run, from its directory."""
-        report, course = RunDir(run_dir).report(), read_history(run_dir)
+        report, curves = RunDir(run_dir).report(), read_history(run_dir)
         assert report is not None
         final = run_dir / "final.keras"
         return cls(
             model=load_model(final),
-            history=[dict(row) for row in course.history],
+            history=[dict(row) for row in curves.history],
             best=report.get("best"),
             test=report["test"],
             report=report,
             run_dir=run_dir,
             exact_resume=exact_resume,
             sidecar=read_sidecar(final),
-            course=course,
+            curves=curves,
         )
 
 
@@ -169,7 +169,7 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
             "steps_per_epoch": run.loader.steps_per_epoch,
             "train_images": len(data.train),
             "validation_images": len(data.validation),
-            "training": _course(trainer.history),
+            "training": _training_summary(trainer.history),
             "test": None if tested is None else tested.as_dict(),
             "device": run.device.about,
             **({} if run.distribution.strategy is None else {"replicas": run.distribution.about}),
@@ -225,7 +225,7 @@ def _write_page(run: Any, tested: EvalMetrics | None) -> None:
         run.run_dir.log(f"report.html could not be written: {error.strerror or error}")
 
 
-def _course(history: list[dict[str, Any]]) -> dict[str, Any]:
+def _training_summary(history: list[dict[str, Any]]) -> dict[str, Any]:
     """What the training took and where it ended."""
     last = history[-1]
     return {
