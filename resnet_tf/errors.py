@@ -33,6 +33,11 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def short(error: BaseException, most: int = 160) -> str:
+    """What an error of somebody else's says, in one line."""
+    return " ".join(str(error)[:1000].split())[:most] or type(error).__name__
+
+
 def counted(count: int, noun: str) -> str:
     """A number of things, in the singular where it is one."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

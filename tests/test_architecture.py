@@ -11,7 +11,7 @@ import resnet_tf
 PACKAGE = Path(resnet_tf.__file__).parent
 # From the bottom to the top; a file imports from layers below its own, and from its own without cycles.
 LAYERS = (
-    {"errors", "files", "process", "recipes"},
+    {"errors", "files", "pickles", "process", "recipes"},
     {"models", "data", "pretrained", "reports", "folding", "fused", "summary", "inference", "config", "saving"},
     {"training"},
     {"results", "fitting", "scoring", "prediction", "export", "tuning"},

@@ -1,5 +1,6 @@
 """Files that claim more than they hold, or that take more time or memory than their size: refused within 1 GB."""
 
+import codecs
 import gzip
 import io
 import os
@@ -141,11 +142,17 @@ def test_lists_that_never_end(tmp_path):
 SHARED_TUPLE = b")" + b"q\x00h\x00\x86" * 60
 
 
+def long(place):
+    """A text of sixteen million characters, put into the memo alone."""
+    return b"X" + (2**24).to_bytes(4, "little") + b"a" * 2**24 + b"q" + bytes([place]) + b"0"
+
+
 def cifar_folder(folder, batch):
     """A folder of which the first file is read."""
     folder.mkdir()
-    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
-        (folder / name).write_bytes(batch)
+    (folder / "test_batch").write_bytes(batch)
+    for k in range(1, 6):
+        os.link(folder / "test_batch", folder / f"data_batch_{k}")
     return folder
 
 
@@ -161,6 +168,13 @@ def test_pickles_that_take_time_or_memory_on_their_word(tmp_path):
         "many marks": b"\x80\x02" + b"(" * 40_000_000,
         "a frame of more": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.",
         "bytes of more": b"\x80\x05\x96" + b"\xff" * 4 + bytes(4) + b".",
+        "a long text as many keys": b"\x80\x02}" + long(0) + long(1) + b"h\x00Nsh\x01Ns" * 150_000 + b".",
+        "a long text as many names": b"\x80\x04" + long(0) + b"h\x00h\x00\x93" * 100_000 + b".",
+        "a long text encoded often": b"\x80\x02"
+        + long(0)
+        + b"c_codecs\nencode\nq\x02h\x00U\x06latin1\x86q\x03"
+        + b"h\x02h\x03R" * 100_000
+        + b".",
         "a wide text": b"\x80\x02X" + (2**20).to_bytes(4, "little") + "😀".encode() + b"a" * (2**20 - 4) + b".",
     }
     folders = [cifar_folder(tmp_path / str(i), content) for i, content in enumerate(pickles.values())]
@@ -169,13 +183,16 @@ def test_pickles_that_take_time_or_memory_on_their_word(tmp_path):
 
 
 def test_a_pickle_changes_no_object_of_ours(tmp_path):
-    array = b"cnumpy.core.multiarray\n_reconstruct\n"
-    raw = b"\x80\x02" + array + b"N}U\x05chunkK\x01s\x86b."
-    with pytest.raises(UserError, match="an object with a state"):
-        load_dataset("cifar10", cifar_folder(tmp_path / "x", raw))
-    from resnet_tf.data import bounded
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    for i, what in enumerate((b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n", dtype)):
+        raw = b"\x80\x02" + what + b"N}U\x05chunkK\x01s\x86b."
+        with pytest.raises(UserError, match="as 'data' instead of"):
+            load_dataset("cifar10", cifar_folder(tmp_path / str(i), raw))
+    from resnet_tf import pickles
+    from resnet_tf.data import cifar
 
-    assert not hasattr(bounded._reconstruct, "chunk")
+    ours = [*vars(cifar).values(), *vars(pickles).values(), *cifar._CALLS.values(), np.dtype, codecs.encode]
+    assert not any(hasattr(found, "chunk") for found in ours)
 
 
 def member(name, size, kind=tarfile.REGTYPE):

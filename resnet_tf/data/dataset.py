@@ -10,12 +10,91 @@ import numpy as np
 
 from resnet_tf.errors import UserError
 
-DATASETS = ("cifar10", "cifar100", "shapes")
 IMAGE_FORMS = ("folder:PATH", "list:TRAIN[,[VALID][,TEST]]")
 # Keeps the split's random numbers apart from every other generator that is keyed by the same seed.
 _SPLIT_STREAM = 0x5B11
 
+_TRAIN_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100_NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+
 Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CifarInfo:
+    """What is known of one of the two data sets; the binary version's files have the same names with `.bin`."""
+
+    title: str
+    class_names: tuple[str, ...]
+    label_key: str
+    header: int  # bytes before the pixels of a binary record; the last of them is the (fine) label
+    train: tuple[str, ...]
+    test: str
+    python_folder: str
+    binary_folder: str
+    sha256: str
+    md5: tuple[str, ...]
+
+    def files(self, suffix: str) -> tuple[str, ...]:
+        return tuple(name + suffix for name in (*self.train, self.test))
+
+    def archives(self) -> tuple[str, ...]:
+        """The official names (Python, binary) first, then those that Keras gives and gave to the same file."""
+        official = tuple(f"{self.title.lower()}-{version}.tar.gz" for version in ("python", "binary"))
+        return *official, f"{self.keras_name}_archive", f"{self.python_folder}.tar.gz"
+
+    @property
+    def keras_name(self) -> str:
+        return f"{self.python_folder}-target"
+
+    @property
+    def advice(self) -> str:
+        return f"fetch {self.archives()[0]} or {self.archives()[1]} again"
+
+
+KINDS = {
+    "cifar10": CifarInfo(
+        title="CIFAR-10",
+        class_names=tuple(_CIFAR10_NAMES.split()),
+        label_key="labels",
+        header=1,
+        train=_TRAIN_BATCHES,
+        test="test_batch",
+        python_folder="cifar-10-batches-py",
+        binary_folder="cifar-10-batches-bin",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        md5=(
+            "c99cafc152244af753f735de768cd75f",
+            "d4bba439e000b95fd0a9bffe97cbabec",
+            "54ebc095f3ab1f0389bbae665268c751",
+            "634d18415352ddfa80567beed471001a",
+            "482c414d41f54cd18b22e5b47cb7c3cb",
+            "40351d587109b95175f43aff81a1287e",
+        ),
+    ),
+    "cifar100": CifarInfo(
+        title="CIFAR-100",
+        class_names=tuple(_CIFAR100_NAMES.split()),
+        label_key="fine_labels",
+        header=2,
+        train=("train",),
+        test="test",
+        python_folder="cifar-100-python",
+        binary_folder="cifar-100-binary",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        md5=("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    ),
+}
+DATASETS = (*KINDS, "shapes")
 
 
 @dataclass(frozen=True, eq=False)

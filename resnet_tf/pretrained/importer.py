@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from resnet_tf.data.cifar import KINDS
+from resnet_tf.data.dataset import KINDS
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import CIFAR_NETWORKS, build_model, list_models, model_options, own_shortcut
 from resnet_tf.pretrained.keras_file import TorchWeights

@@ -6,18 +6,24 @@ Nothing that a file names is imported, called or executed.
 import contextlib
 import functools
 import io
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from resnet_tf.errors import UserError, optional_import, some
-from resnet_tf.pretrained.torch_pickle import MAX_BYTES, Foreign, Pickle, Storage, StridedTensor, load_pickle
+from resnet_tf.errors import UserError, optional_import, short, some
+from resnet_tf.pickles import Foreign, Pickle, dictionary, load_pickle
 
+# NumPy's dtype of each storage; bfloat16, which NumPy does not have, comes as its bits.
+_CODES = {"Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": "u2", "Long": "i8"}
+_CODES |= {"Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
+STORAGES = {f"torch.{kind}Storage": code for kind, code in _CODES.items()}
+MAX_PICKLE = 16 * 2**20  # bytes; the description of a thousand tensors, with an optimizer's, takes 0.2 MB
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 STREAM_PROTOCOL = 1001
 
@@ -48,7 +54,9 @@ def prefix_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # readers of damaged files raise whatever they stumble over
-        raise UserError(f"{path} cannot be imported: it is cut short or damaged ({error}); fetch it again") from error
+        raise UserError(
+            f"{path} cannot be imported: it is cut short or damaged ({short(error)}); fetch it again"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> Tensors:
@@ -78,7 +86,67 @@ def _read_safetensors(path: Path) -> Tensors:
     return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
+class Storage(NamedTuple):
+    """`numel` numbers of a kind in `STORAGES` that lie elsewhere in the file under a key."""
+
+    kind: str
+    key: str
+    numel: int
+
+    def dtype(self, big_endian: bool = False) -> np.dtype:
+        return np.dtype(STORAGES[self.kind]).newbyteorder(">" if big_endian else "<")
+
+
+class StridedTensor(NamedTuple):
+    """A tensor as the pickle describes it: a window on a storage; offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
+    """A tensor that lies within its storage; any other would take memory that the file has no numbers for."""
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise UserError("it has a tensor without a storage")
+    sizes = (*shape, *strides, offset)
+    whole = all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+    if len(shape) != len(strides) or len(shape) > 8 or not whole:
+        raise UserError("it has a tensor of an impossible shape")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else offset
+    if count > storage.numel or last >= max(storage.numel, 1):
+        raise UserError(f"it has a tensor of the shape {shape} that does not fit its {storage.numel} numbers")
+    return StridedTensor(storage, offset, shape, strides)
+
+
 ReadStorage = Callable[[Storage], np.ndarray]
+# PyTorch before 0.4 writes the first of the tensors, Python 2 all of a dictionary.
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": dictionary,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.nn.parameter.Parameter": lambda data, *_: data,
+}
+
+
+def _load_pickle(data: bytes, storages: dict[str, Storage]) -> Pickle:
+    """Interpret a pickle of torch.save, and keep its storages by key."""
+
+    def stored(pid: Any) -> Storage | Foreign:
+        match pid:
+            case ("storage", Foreign(name=kind), str(key), _, int(numel), *view) if kind in STORAGES and numel >= 0:
+                if view in ([], [None]) and len(key) <= MAX_NAME:
+                    if storages.setdefault(key, storage := Storage(kind, key, numel)) != storage:
+                        raise UserError(f"it describes the storage {key[:40]} in two ways")
+                    return storage
+            case ("module", Foreign() as module, *_):  # the class of a pickled module
+                return module
+        raise UserError("it has a storage of an unknown kind; save it again with PyTorch 1.6 or later")
+
+    return load_pickle(data, _CALLS, stored)
 
 
 def read_torch_file(path: Path) -> Tensors:
@@ -207,17 +275,18 @@ def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
             raise UserError(f"its entry data/{storage.key} has {len(data)} bytes for {storage.numel} {dtype} numbers")
         return np.frombuffer(data, dtype)
 
-    return load_pickle(read_entry("data.pkl", MAX_BYTES)).value, read_storage
+    return _load_pickle(read_entry("data.pkl", MAX_PICKLE), {}).value, read_storage
 
 
 def _read_stream(path: Path) -> tuple[Any, ReadStorage]:
     """What the pickle of an older file of torch.save holds, and the function that reads a storage of it."""
     with open(path, "rb") as file:
-        magic, protocol, system, content, keys = (_next_pickle(file) for _ in range(5))
+        storages: dict[str, Storage] = {}
+        magic, protocol, system, content, keys = (_next_pickle(file, storages) for _ in range(5))
         if magic.value != STREAM_MAGIC or protocol.value != STREAM_PROTOCOL or not isinstance(system.value, dict):
             raise UserError("it is not a file of torch.save")
         big_endian = not system.value.get("little_endian", True)
-        offsets = _storage_offsets(file, keys.value, content.storages, path.stat().st_size)
+        offsets = _storage_offsets(file, keys.value, storages, path.stat().st_size)
 
     def read_storage(storage: Storage) -> np.ndarray:
         if storage.key not in offsets:
@@ -227,9 +296,9 @@ def _read_stream(path: Path) -> tuple[Any, ReadStorage]:
     return content.value, read_storage
 
 
-def _next_pickle(file: BinaryIO) -> Pickle:
+def _next_pickle(file: BinaryIO, storages: dict[str, Storage]) -> Pickle:
     start = file.tell()
-    pickle = load_pickle(file.read(MAX_BYTES))
+    pickle = _load_pickle(file.read(MAX_PICKLE), storages)
     file.seek(start + pickle.length)
     return pickle
 

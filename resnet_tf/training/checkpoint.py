@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, short
 from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, replacing, sha256_of, write_text
 from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.logs import RECORD, History, StepLog, check_history
@@ -71,7 +71,7 @@ def load_newest(folder: Path, check: Check | None = None) -> tuple[Arrays, dict[
             return arrays, state, damaged
         except Exception as error:  # readers of damaged files raise whatever they stumble over
             damaged.append(path)
-            reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
+            reason = reason or short(error)
     if damaged:
         raise UserError(f"no checkpoint in {folder} is whole ({damaged[0].name}: {reason}); {_ANEW}")
     return None
