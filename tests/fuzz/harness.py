@@ -43,6 +43,12 @@ def complaint(reader, folder, data):
     return None
 
 
+def peak():
+    """The most memory that this process has held, bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def child(name, first, last, seconds, folder):
     """Read cases from `first` to before `last` for some seconds; failures are appended to a file."""
     from tests.fuzz.readers import READERS
@@ -57,24 +63,26 @@ def child(name, first, last, seconds, folder):
     complaint(reader, folder / "work", reader.samples[0])  # imports, once
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ROOM, mapped + ROOM))
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    base = peak()
     ready = time.time()
     for number in range(first, last):
         shared[:24] = struct.pack("<qdd", number, time.time(), ready)
         if time.time() - ready > seconds:
             break
         data = case_of(reader, number)
+        (folder / "current").write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor: other processes may keep it waiting
         found = complaint(reader, folder / "work", data)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if found is None and peak - base > MEMORY:
-            found = f"{peak / 2**20:.0f} MiB of memory"
+        taken = peak() - base
+        if found is None and taken > MEMORY:
+            found = f"{taken / 2**20:.0f} MiB of memory"
         if found is not None:
+            shutil.copy(folder / "current", folder / f"{name}-{number}.bin")
             with open(folder / "failures.jsonl", "a") as file:
                 file.write(json.dumps({"reader": name, "case": number, "what": found}) + "\n")
         shared[:8] = struct.pack("<q", number + 1)
-        if peak - base > MEMORY:
+        if taken > MEMORY:
             break
 
 
@@ -137,11 +145,14 @@ class Run:
             path.unlink()
 
     def note(self, failure):
-        """Keep a failure and, under its number, what it was about."""
+        """Keep a failure: the file that was read, and what came of it."""
         self.failures.append(failure)
         if self.keep is not None:
             self.keep.mkdir(parents=True, exist_ok=True)
-            (self.keep / f"{failure['reader']}-{failure['case']}.json").write_text(json.dumps(failure, indent=2))
+            name = f"{failure['reader']}-{failure['case']}"
+            kept = self.folder / f"{name}.bin"
+            shutil.copy(kept if kept.exists() else self.folder / "current", self.keep / f"{name}.bin")
+            (self.keep / f"{name}.json").write_text(json.dumps(failure, indent=2))
 
     def close(self):
         self.process.kill()
