@@ -1,6 +1,5 @@
 """Runs that lost something, or hold a file that is whole and wrong: they end as an undisturbed one, or say why."""
 
-import hashlib
 import json
 import shutil
 
@@ -28,8 +27,9 @@ def unreported(finished_run, tmp_path, small_data):
     return folder, ["train", *argv]
 
 
-def content(folder):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+def without_pictures_of(folder):
+    """The digests of a run's files but of those that need matplotlib, which only some tests have."""
+    return {name: digest for name, digest in digests(folder).items() if not name.endswith((".html", ".png", ".pdf"))}
 
 
 @pytest.mark.pictures
@@ -39,10 +39,9 @@ def test_killed_after_the_last_evaluation(unreported, finished_run):
     for path in folder.glob("curves.*"):
         path.unlink()
     assert main(argv) == 0
-    before, after = content(finished_run[0]), content(folder)
-    assert after.keys() == before.keys() | {"curves.png", "curves.pdf"}
-    timed = ("log.txt", "lock", "report.json", "final.json", "curves.png", "curves.pdf")
-    assert {n: after[n] for n in before if n not in timed} == {n: before[n] for n in before if n not in timed}
+    assert without_pictures_of(folder) == without_pictures_of(finished_run[0])
+    assert all((folder / f"curves.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf"))
+    assert (folder / "final.keras").read_bytes() == (finished_run[0] / "final.keras").read_bytes()
 
 
 @pytest.mark.parametrize("records", [11, 10])
@@ -52,7 +51,7 @@ def test_a_log_cut_short(unreported, finished_run, capsys, records):
         file.truncate(12 * records)
     assert main(argv) == 0
     assert "step-000000012.npz is damaged; going back to iteration 10" in capsys.readouterr().out
-    assert digests(folder) == digests(finished_run[0])
+    assert without_pictures_of(folder) == without_pictures_of(finished_run[0])
 
 
 def test_a_log_that_no_checkpoint_goes_with(unreported, capsys):
@@ -128,7 +127,7 @@ def test_a_checkpoint_that_is_whole_and_wrong(unreported, finished_run, capsys, 
     path.with_suffix(".sha256").write_text(sha256_of(path))
     assert main(argv) == 0
     assert "step-000000012.npz is damaged; going back to iteration 10" in capsys.readouterr().out
-    assert digests(folder) == digests(finished_run[0])
+    assert without_pictures_of(folder) == without_pictures_of(finished_run[0])
 
 
 def test_a_damaged_best_model_names_a_way_out(unreported, capsys):
