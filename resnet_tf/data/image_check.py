@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +24,6 @@ from resnet_tf.pretrained.zoo import cache_folder
 
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 3, "opencv": cv2.__version__, "heif": find_spec("pillow_heif") is not None}
-# Files that are handed to the threads at once: a million futures would take memory.
 _SHOWN = 10
 # Of copies in several splits, the first of these keeps the image: what measures a network must not change.
 _PRECEDENCE = ("test", "validation", "train")
@@ -54,13 +54,17 @@ class CheckCache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, tuple[list[int], FileCheck]] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._known = _read_cache(path) if path else {}
+        self._known: dict[str, Any] = {}  # size, time, digest and error
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+            if {**content, "files": None} == {**_CACHE_HEADER, "files": None}:
+                self._known = dict(content["files"])
 
     def get(self, path: str) -> FileCheck | None:
-        known = self._known.get(os.path.abspath(path))
-        return known[1] if known and known[0] == _size_and_time(path) else None
+        match self._known.get(os.path.abspath(path)):
+            case [size, changed, str(digest), str() | None as error] if [size, changed] == _size_and_time(path):
+                return FileCheck(error, digest)
+        return None
 
     def save(self, checks: Mapping[str, FileCheck]) -> None:
         """Add checks by path and replace the file; a disk that refuses costs only time the next run."""
@@ -70,23 +74,10 @@ class CheckCache:
             stamp = _size_and_time(path)
             # A permission that is granted later leaves size and time as they are.
             if stamp is not None and check.digest:
-                self._known[os.path.abspath(path)] = (stamp, check)
-        files = {path: [*stamp, check.digest, check.error] for path, (stamp, check) in self._known.items()}
+                self._known[os.path.abspath(path)] = [*stamp, check.digest, check.error]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps({**_CACHE_HEADER, "files": files}, separators=(",", ":")))
-
-
-def _read_cache(path: Path) -> dict[str, tuple[list[int], FileCheck]]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if {key: content[key] for key in _CACHE_HEADER} != _CACHE_HEADER:
-        return {}
-    known = {}
-    for name, (size, changed, digest, error) in content["files"].items():
-        if not isinstance(digest, str) or not isinstance(error, str | None):
-            raise TypeError("a check is not made of texts")
-        known[name] = ([size, changed], FileCheck(error, digest))
-    return known
+            write_text(self._path, json.dumps({**_CACHE_HEADER, "files": self._known}, separators=(",", ":")))
 
 
 def _size_and_time(path: str) -> list[int] | None:
@@ -162,7 +153,7 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk:
     try:
         # No bar where stderr is not a terminal.
         with tqdm(total=len(unknown), desc="checking", unit=" images", disable=None if unknown else True) as bar:
-            for start in range(0, len(unknown), chunk):
+            for start in range(0, len(unknown), chunk):  # a million futures would take memory
                 some = unknown[start : start + chunk]
                 for path, check in zip(some, pool.map(check_image, some), strict=True):
                     checks[path] = check
