@@ -13,9 +13,8 @@ import keras
 import tensorflow as tf
 
 from resnet_tf.config import Precision, TrainConfig, make_config
-from resnet_tf.data.device_loader import DeviceCachedLoader, to_device
 from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, prepare_data
-from resnet_tf.data.tf_dataset import TfData
+from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fused import fused_view
 from resnet_tf.models.registry import build_model

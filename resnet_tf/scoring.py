@@ -18,7 +18,7 @@ from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
 from resnet_tf.data.loader import ArraySource, Subset
 from resnet_tf.data.prepare import as_split, resized, subset_to_test
-from resnet_tf.data.tf_dataset import TfSubset
+from resnet_tf.data.tf_batches import TfSubset
 from resnet_tf.errors import UserError, some
 from resnet_tf.inference import (
     EvalMetrics,

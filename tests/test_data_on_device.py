@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice, to_device
 from resnet_tf.data.loader import ArraySource, TrainLoader
+from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice, to_device
 from resnet_tf.data.transforms import NoTransform, PadCropFlip
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view

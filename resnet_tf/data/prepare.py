@@ -13,7 +13,7 @@ import tensorflow as tf
 from resnet_tf.config import TrainConfig, default_augmentation, make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function, name_of
-from resnet_tf.data.dataset import Dataset, Split, fingerprint, is_image_dataset, stratified_split
+from resnet_tf.data.dataset import Channels, Dataset, Split, fingerprint, is_image_dataset, stratified_split
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
 from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import (
@@ -25,7 +25,7 @@ from resnet_tf.data.loader import (
     TrainLoader,
     source_statistics,
 )
-from resnet_tf.data.tf_dataset import TfData, TfSubset
+from resnet_tf.data.tf_batches import TfData, TfSubset
 from resnet_tf.data.transforms import (
     PadCropFlip,
     Transform,
@@ -38,7 +38,6 @@ from resnet_tf.errors import UserError
 from resnet_tf.recipes import Recipe
 from resnet_tf.reports.plots import draw_preview
 
-Channels = tuple[float, ...]
 RawData = Dataset | ImageDataset | TfData
 
 _WORKERS = min(8, os.cpu_count() or 1)

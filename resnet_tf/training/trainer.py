@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnet_tf.data.device_loader import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.data.loader import TrainLoader
+from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
