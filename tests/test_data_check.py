@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import struct
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,22 @@ def test_a_clean_tree_is_kept_as_it_is(tmp_path, capfd):
     assert result.kept["train"].paths == found["train"].paths
     np.testing.assert_array_equal(result.kept["train"].labels, [0, 0, 0, 1, 1, 1])
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_decoders_say_of_files_that_they_bear_with_is_not_shown(tmp_path, python):
+    png = encoded(".png", drawing(1))
+    profile = b"iCCPx\0\0" + zlib.compress(b"no profile")
+    chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
+    write(clean_tree(tmp_path) / "cat/profile.png", png[:33] + chunk + png[33:])
+    scan = (
+        "import sys; from resnet_tf.data.image_check import check_images as check, read_bytes, decode_image\n"
+        "from resnet_tf.data.image_folder import read_folder\n"
+        "files = read_folder(sys.argv[1])\n"
+        "print(len(check(files).issues)) if sys.argv[2] else decode_image(read_bytes(sys.argv[1] + '/cat/profile.png'))"
+    )
+    assert "iCCP" in python(scan, tmp_path, "").stderr
+    result = python(scan, tmp_path, "check")
+    assert (result.stdout, result.stderr) == ("0\n", "")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from resnet_tf.cli.main import Parser, add_inference_flags, add_train_flags, che
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS, check_name
 from resnet_tf.errors import UserError
 from resnet_tf.files import write_json
-from resnet_tf.process import load_tensorflow
+from resnet_tf.process import load_tensorflow, only_python_on_stderr
 from resnet_tf.saving import NO_DATASET, input_files, model_path, read_sidecar
 
 MODEL_HELP = "a .keras or .h5 file, a SavedModel or run folder, or weights that come with the package (NETWORK:NAME)"
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     from resnet_tf.scoring import evaluate
 
     options = {name: value for name, value in vars(arguments).items() if name not in _PRINTED}
-    metrics = evaluate(data=options.pop("dataset"), **options, log=print)
+    with only_python_on_stderr():
+        metrics = evaluate(data=options.pop("dataset"), **options, log=print)
     result = {**metrics.as_dict(), "data_source": metrics.data_source}
     print(f"{metrics.name} ({metrics.data_source})")
     print(metrics.describe())

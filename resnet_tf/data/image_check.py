@@ -21,6 +21,7 @@ from resnet_tf.data.image_list import find_images
 from resnet_tf.errors import UserError, some
 from resnet_tf.files import write_text
 from resnet_tf.pretrained.zoo import cache_folder
+from resnet_tf.process import only_python_on_stderr
 
 # Another decoder, or another version of these checks, may find otherwise.
 _CACHE_HEADER = {"version": 3, "opencv": cv2.__version__, "heif": find_spec("pillow_heif") is not None}
@@ -151,8 +152,11 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk:
     checks: dict[str, FileCheck] = {}
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="check")
     try:
-        # No bar where stderr is not a terminal.
-        with tqdm(total=len(unknown), desc="checking", unit=" images", disable=None if unknown else True) as bar:
+        # libpng and libjpeg tell stderr what they bear with. No bar where it is not a terminal.
+        with (
+            only_python_on_stderr(),
+            tqdm(total=len(unknown), desc="checking", unit=" images", disable=None if unknown else True) as bar,
+        ):
             for start in range(0, len(unknown), chunk):  # a million futures would take memory
                 some = unknown[start : start + chunk]
                 for path, check in zip(some, pool.map(check_image, some), strict=True):

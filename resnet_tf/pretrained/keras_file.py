@@ -14,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 
-from resnet_tf.errors import UserError, counted, some
+from resnet_tf.errors import UserError, counted, short, some
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
 from resnet_tf.pretrained.torch_format import (
     constants_by_statistics,
@@ -276,7 +276,6 @@ class KerasWeights(Weights):
                 model.load_weights(self.path, objects_to_skip=heads)
         except Exception as error:  # Keras raises whatever its readers raise on a damaged file
             model.set_weights(before)
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{self.path} does not fit {model.name}: {reason}; build the network that it was made from"
+                f"{self.path} does not fit {model.name}: {short(error, 300)}; build the network that it was made from"
             ) from error
