@@ -35,7 +35,7 @@ def summarize(model: keras.Model) -> list[StageSummary]:
 
 
 def _stages(model: keras.Model) -> dict[str, list[layers.Layer]]:
-    if not hasattr(model, "operations"):
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         raise UserError(f"a summary needs a functional Keras model, not {type(model).__name__}; save it as one")
     members = flat_layers(model)
     if any(isinstance(layer, layers.TFSMLayer) for layer in members):
