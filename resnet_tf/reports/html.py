@@ -36,7 +36,7 @@ overflow-wrap:anywhere}h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.2rem;
 table{border-collapse:collapse}
 th,td{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #8886;white-space:nowrap}
 tr>:first-child,.pairs tr>:nth-child(2){text-align:left;white-space:normal;min-width:5rem}
-@media(max-width:30rem){table{font-size:.85rem}th,td{padding:.2rem .25rem}}
+@media(max-width:30rem){table{font-size:.78rem}th,td{padding:.2rem .2rem}}
 .scroll{overflow-x:auto}img{max-width:100%;height:auto}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1rem}dd{margin:0}dt{color:#666}
 .numbers{display:flex;flex-wrap:wrap;gap:.6rem 2.4rem;padding:0;list-style:none}
