@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import filecmp
 import platform
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ def write_run_report(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
         best = folder / "best.keras"
         if trainer.best is not None and best.exists():
             try:
-                scored = None if data.test is None else _score(best, data, data.test).as_dict()
+                same = data.test is None or filecmp.cmp(best, final, shallow=False)
+                scored = report["test"] if same else _score(best, data, data.test).as_dict()
                 report["best"] = {**trainer.best, "test": scored}
             except UserError as error:
                 raise UserError(f"{error}; put a copy back, or remove it: the run then ends without one") from error
