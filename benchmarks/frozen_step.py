@@ -18,9 +18,8 @@ STEPS = 5
 
 
 def make_step(name, policy, last):
-    from resnet_tf.training.fine_tune import freeze
-    from resnet_tf.training.optimizer import make_optimizer
-    from resnet_tf.training.step import make_train_step
+    from resnet_tf.models.layers import freeze
+    from resnet_tf.training.step import make_optimizer, make_train_step
 
     model = build_model(name)
     optimizer = make_optimizer(get_recipe("he2015"), policy)

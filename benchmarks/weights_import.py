@@ -22,7 +22,7 @@ import json, resource, sys, time
 from pathlib import Path
 from resnet_tf.process import load_tensorflow
 load_tensorflow()
-import resnet_tf.models.imagenet, resnet_tf.pretrained.keras_file, resnet_tf.cli.import_weights
+import resnet_tf.models.resnet, resnet_tf.pretrained.keras_file, resnet_tf.cli.import_weights
 what, path, output = sys.argv[1:]
 began = time.perf_counter()
 if what == "read":

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from resnet_tf.fused import fused_view
     from resnet_tf.inference import EvalMetrics
     from resnet_tf.models.blocks import bottleneck_block, residual_block
-    from resnet_tf.models.cifar import cifar_resnet
-    from resnet_tf.models.imagenet import imagenet_resnet
     from resnet_tf.models.layers import feature_extractor
     from resnet_tf.models.registry import build_model, list_models
+    from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
     from resnet_tf.prediction import Prediction, predict
     from resnet_tf.pretrained.zoo import list_weights
     from resnet_tf.process import load_tensorflow as quiet
@@ -48,10 +47,9 @@ _MODULES = {
     "fused": "fused_view",
     "inference": "EvalMetrics",
     "models.blocks": "bottleneck_block residual_block",
-    "models.cifar": "cifar_resnet",
-    "models.imagenet": "imagenet_resnet",
     "models.layers": "feature_extractor",
     "models.registry": "build_model list_models",
+    "models.resnet": "cifar_resnet imagenet_resnet",
     "prediction": "Prediction predict",
     "pretrained.zoo": "list_weights",
     "process": "quiet=load_tensorflow room_for_depth=recursion_limit",

@@ -17,20 +17,28 @@ from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, pre
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fused import fused_view
+from resnet_tf.models.layers import all_trainable, describe_trainable, freeze
 from resnet_tf.models.registry import build_model
+from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
 from resnet_tf.saving import check_classes, check_trainable, save_model
 from resnet_tf.training.callbacks import StopTraining, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
-from resnet_tf.training.fine_tune import InitialWeights, UnfreezeAt, all_trainable, describe_trainable, freeze
 from resnet_tf.training.logs import TrainLogger
-from resnet_tf.training.optimizer import make_ema, make_optimizer, undecayed_variables
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
 from resnet_tf.training.runtime import choose_device, choose_precision, preserved_random_states, set_threads
 from resnet_tf.training.schedule import Schedule
-from resnet_tf.training.step import StepFunctions, balanced_weights, make_multi_step, make_train_step
-from resnet_tf.training.trainer import Trainer
+from resnet_tf.training.step import (
+    StepFunctions,
+    balanced_weights,
+    make_ema,
+    make_multi_step,
+    make_optimizer,
+    make_train_step,
+    undecayed_variables,
+)
+from resnet_tf.training.trainer import Trainer, UnfreezeAt
 
 
 def train(

@@ -3,7 +3,7 @@ import pytest
 
 from resnet_tf.cli.evaluate import main as evaluate
 from resnet_tf.inference import compiled_inference
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.resnet import cifar_resnet
 
 pytestmark = pytest.mark.usefixtures("small_data")
 

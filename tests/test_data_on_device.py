@@ -10,11 +10,10 @@ from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice, to_d
 from resnet_tf.data.transforms import NoTransform, PadCropFlip
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.resnet import cifar_resnet
 from resnet_tf.recipes import get_recipe
 from resnet_tf.training import checkpoint
-from resnet_tf.training.optimizer import make_optimizer
-from resnet_tf.training.step import make_multi_step, make_train_step
+from resnet_tf.training.step import make_multi_step, make_optimizer, make_train_step
 
 
 def some_batches(transform, shape=(6, 5, 3), count=40):

@@ -14,14 +14,12 @@ from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.cifar import cifar_resnet
-from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models.layers import all_trainable, describe_trainable, freeze, unfreeze
+from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.reports.runs import shortcut_of
-from resnet_tf.training.fine_tune import all_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.training.logs import read_iterations
-from resnet_tf.training.optimizer import make_optimizer
-from resnet_tf.training.step import make_train_step
+from resnet_tf.training.step import make_optimizer, make_train_step
 from tests.conftest import TINY, stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01)
@@ -284,17 +282,17 @@ def test_the_weights_place_of_the_zero_channels_is_the_networks(tmp_path, train)
 
 
 def test_a_network_with_a_small_stem_trains_by_the_recipe_that_asks_for_projections(tmp_path, train, monkeypatch):
-    monkeypatch.setattr("resnet_tf.models.imagenet.STAGE_FILTERS", (4, 8, 12, 16))
+    monkeypatch.setattr("resnet_tf.models.resnet.IMAGENET_FILTERS", (4, 8, 12, 16))
     report = train(tmp_path / "run", "--model", "resnet18_cifar", "--recipe", "tutorial", "--iterations", "1")
     assert report["test"]["images"] == 40
     assert shortcut_of(report["settings"]) == "projection"
 
 
 def test_the_weights_shortcut_is_the_networks(tmp_path, small_data, monkeypatch):
-    from resnet_tf.models import cifar
+    from resnet_tf.models import resnet
     from tests.test_pretrained_torch import FIXTURES
 
-    monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
+    monkeypatch.setattr(resnet, "CIFAR_FILTERS", (4, 8, 16))
     folder = tmp_path / "run"
     argv = ["--model", "resnet20_v1", "--dataset", "shapes", "--batch-size", "16", "--device", "cpu"]
     main([*argv, "--run-dir", str(folder), *FLAGS, "--iterations", "1", "--freeze", "all", "--weights",

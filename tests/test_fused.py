@@ -7,7 +7,7 @@ from keras import layers
 from resnet_tf.config import PRECISIONS
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.resnet import cifar_resnet
 
 STATISTICS = ("moving_mean", "moving_variance")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.models.cifar import blocks_per_stage, cifar_resnet
+from resnet_tf.models.resnet import blocks_per_stage, cifar_resnet
 
 NAME = re.compile(
     r"images|normalization|stem_(conv|bn|relu)|head_(bn|relu|pool|logits|predictions)"

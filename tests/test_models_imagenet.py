@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 
 from resnet_tf.fused import fused_view
-from resnet_tf.models import imagenet
-from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models import resnet
 from resnet_tf.models.layers import feature_extractor, stage_outputs
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model
+from resnet_tf.models.resnet import imagenet_resnet
 
 # Parameters of torchvision's networks as its documentation states them; those of version 2 are pytorchcv's
 # PreResNet (osmr/imgclsmob, table of models) less the 64 scales and 64 offsets of the normalization in its first
@@ -52,9 +52,9 @@ def cheap_weights(monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Networks of few channels and units, for what is true of all."""
-    monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
+    monkeypatch.setattr(resnet, "IMAGENET_FILTERS", (4, 8, 12, 16))
     shallow = {18: ("basic", (1, 2, 1, 2)), 50: ("bottleneck", (1, 2, 2, 2))}
-    monkeypatch.setattr(imagenet, "DEPTHS", {**imagenet.DEPTHS, **shallow})
+    monkeypatch.setattr(resnet, "IMAGENET_DEPTHS", {**resnet.IMAGENET_DEPTHS, **shallow})
 
 
 def randomised(model, seed=0):

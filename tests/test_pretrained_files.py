@@ -12,10 +12,9 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.errors import UserError
-from resnet_tf.models import cifar, imagenet
-from resnet_tf.models.cifar import cifar_resnet
-from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models import resnet
 from resnet_tf.models.registry import build_model
+from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
 from resnet_tf.pretrained import zoo as published
 from resnet_tf.pretrained.keras_file import open_weights
 from resnet_tf.pretrained.zoo import imagenet_classes
@@ -27,8 +26,8 @@ IMAGES = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
-    monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
+    monkeypatch.setattr(resnet, "IMAGENET_FILTERS", (4, 8, 12, 16))
+    monkeypatch.setattr(resnet, "CIFAR_FILTERS", (4, 8, 16))
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.models import cifar, imagenet
-from resnet_tf.models.cifar import cifar_resnet
-from resnet_tf.models.imagenet import imagenet_resnet
+from resnet_tf.models import resnet
 from resnet_tf.models.registry import build_model
+from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
 from resnet_tf.pickles import load_pickle
 from resnet_tf.pretrained.torch_file import LazyTensor, read_checkpoint, read_torch_file
 from resnet_tf.pretrained.torch_format import detect_format
@@ -28,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* are a guess by its tensors' n
 @pytest.fixture
 def narrow(monkeypatch):
     """The widths of the fixtures' networks."""
-    monkeypatch.setattr(imagenet, "STAGE_FILTERS", (4, 8, 12, 16))
-    monkeypatch.setattr(cifar, "STAGE_FILTERS", (4, 8, 16))
+    monkeypatch.setattr(resnet, "IMAGENET_FILTERS", (4, 8, 12, 16))
+    monkeypatch.setattr(resnet, "CIFAR_FILTERS", (4, 8, 16))
 
 
 RAW = {"classes": 7, "input_shape": (75, 64, 3)}

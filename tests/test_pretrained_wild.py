@@ -9,12 +9,12 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.config import make_config
-from resnet_tf.models import cifar
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models import resnet
 from resnet_tf.models.registry import build_model
+from resnet_tf.models.resnet import cifar_resnet
+from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.pretrained.keras_file import TorchWeights, open_weights
 from resnet_tf.pretrained.torch_file import read_checkpoint
-from resnet_tf.training.fine_tune import InitialWeights
 from tests.fixtures import wild
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are a guess by the first layer's statistics")
@@ -23,7 +23,7 @@ IMAGES = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setattr(cifar, "STAGE_FILTERS", wild.WIDTHS)
+    monkeypatch.setattr(resnet, "CIFAR_FILTERS", wild.WIDTHS)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ from resnet_tf.cli import evaluate
 from resnet_tf.data.dataset import stratified_split
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.layers import freeze, unfreeze
+from resnet_tf.models.resnet import cifar_resnet
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
-from resnet_tf.training.fine_tune import freeze, unfreeze
-from resnet_tf.training.optimizer import make_ema, make_optimizer
-from resnet_tf.training.step import make_multi_step, make_train_step
+from resnet_tf.training.step import make_ema, make_multi_step, make_optimizer, make_train_step
 from tests.conftest import stopping_after
 
 RECIPE = override(get_recipe("he2015"), weight_decay=0.01, batch_size=8)

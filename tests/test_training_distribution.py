@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
+from resnet_tf.process import PEER_TIMEOUT, WORKERS_HERE, read_cluster_spec
 from resnet_tf.recipes import Recipe
 from resnet_tf.training import checkpoint, runtime
 from resnet_tf.training.checkpoint import CheckpointManager, TrainState
-from resnet_tf.training.cluster import PEER_TIMEOUT, WORKERS_HERE, read_cluster_spec
 from resnet_tf.training.distribute import BLOCK, DecisionSync, Distribution, make_distribution
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
@@ -340,7 +340,7 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd):
 def test_workers_stop_when_the_launcher_is_killed():
     worker = (
         "import time\n"
-        "from resnet_tf.training.cluster import stop_with_launcher\n"
+        "from resnet_tf.process import stop_with_launcher\n"
         "stop_with_launcher()\n"
         "print('!', end='', flush=True)\n"
         "time.sleep(20)\n"

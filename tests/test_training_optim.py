@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.resnet import cifar_resnet
 from resnet_tf.recipes import get_recipe
-from resnet_tf.training.optimizer import decayed_variables, make_optimizer, undecayed_variables
+from resnet_tf.training.step import decayed_variables, make_optimizer, undecayed_variables
 
 CONVOLUTIONS = [
     "stem_conv",

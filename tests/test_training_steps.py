@@ -6,10 +6,9 @@ import pytest
 import tensorflow as tf
 
 from resnet_tf.fused import fused_view
-from resnet_tf.models.cifar import cifar_resnet
+from resnet_tf.models.resnet import cifar_resnet
 from resnet_tf.recipes import get_recipe
-from resnet_tf.training.optimizer import make_optimizer
-from resnet_tf.training.step import make_train_step
+from resnet_tf.training.step import make_optimizer, make_train_step
 
 MEAN, STD = (125.0, 123.0, 114.0), (63.0, 62.0, 67.0)
 RECIPE = dataclasses.replace(get_recipe("he2015"), weight_decay=0.01)

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import resnet_tf
-from resnet_tf.models.cifar import cifar_resnet
-from resnet_tf.models.imagenet import imagenet_resnet
 from resnet_tf.models.registry import ModelOptions
+from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """\

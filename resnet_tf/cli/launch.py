@@ -15,8 +15,7 @@ from typing import IO, Any
 from resnet_tf.cli import train
 from resnet_tf.cli.main import Parser
 from resnet_tf.errors import UserError
-from resnet_tf.process import StopRequest
-from resnet_tf.training.cluster import LAUNCHED, WORKERS_HERE, child_environment
+from resnet_tf.process import LAUNCHED, WORKERS_HERE, StopRequest, child_environment
 
 _LOOK = 0.1  # seconds between two looks at the workers
 _LAST_LINES = 5

@@ -12,9 +12,8 @@ from resnet_tf.cli.main import Parser, add_flags, integers
 from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
-from resnet_tf.process import load_tensorflow
+from resnet_tf.process import LAUNCHED, load_tensorflow, read_cluster_spec, stop_with_launcher
 from resnet_tf.recipes import FINE_TUNING, RECIPE_FIELDS, RECIPES, Recipe
-from resnet_tf.training.cluster import LAUNCHED, read_cluster_spec, stop_with_launcher
 from resnet_tf.training.run_dir import RunDir, check_resumable, default_run_dir, describe_report
 
 _OWN_FLAGS = ("list_recipes", "list_models", "seeds")

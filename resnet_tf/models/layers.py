@@ -1,7 +1,9 @@
-"""Both ends of every network, input and classifier, and the outputs of its stages."""
+"""Both ends of every network, input and classifier, the outputs of its stages, and which of its layers train."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -9,9 +11,12 @@ import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
+from resnet_tf.pretrained.torch_mapping import HEADS
 from resnet_tf.process import recursion_limit
 
 POOLINGS = (None, "avg", "max")
+_NO_STAGE = -1
+_MAX_NAMED_LAYERS = 8  # above, `describe_trainable` names stages
 
 
 def model_input(
@@ -155,3 +160,67 @@ def stage_outputs(model: keras.Model) -> dict[int, str]:
         if match:
             outputs[int(match[1])] = layer.name
     return outputs
+
+
+def freeze(model: keras.Model, last: str) -> None:
+    """Stop the training of the layers up to `last`: no gradient, and batch normalization as in inference.
+
+    `last` is "none" (everything trains), "stageK" (the stem up to and including stage K does not) or "all" (only the
+    classifier trains). Compile the training step afterwards.
+    """
+    stages = sorted({_stage(layer.name) for layer in model.layers} - {_NO_STAGE})
+    allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
+    if last not in allowed:
+        raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
+    for layer in model.layers:
+        layer.trainable = not _is_frozen(layer.name, last)
+
+
+def unfreeze(model: keras.Model, batch_norm: bool) -> None:
+    """Let everything train again; batch normalization that was frozen only where `batch_norm` says so."""
+    for layer in model.layers:
+        if batch_norm or not isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = True
+
+
+@contextlib.contextmanager
+def all_trainable(model: keras.Model) -> Iterator[None]:
+    """Make every layer trainable for the time of the block, so that a saved file does not say what was frozen."""
+    before = [layer.trainable for layer in model.layers]
+    try:
+        for layer in model.layers:
+            layer.trainable = True
+        yield
+    finally:
+        for layer, trainable in zip(model.layers, before, strict=True):
+            layer.trainable = trainable
+
+
+def describe_trainable(model: keras.Model) -> str:
+    """What trains, in one line: layers, or stages where those are many, with the numbers of their parameters."""
+    counts = {layer.name: _parameters(layer.trainable_variables) for layer in model.layers}
+    training = {name: count for name, count in counts.items() if count}
+    with all_trainable(model):
+        total = _parameters(model.trainable_variables)
+    groups: Counter[str] = Counter()
+    for name, count in training.items():
+        groups[name if len(training) <= _MAX_NAMED_LAYERS else name.partition("_")[0]] += count
+    named = ", ".join(f"{name} {count:,}" for name, count in groups.items())
+    return f"training {sum(training.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
+
+
+def _parameters(variables: list[keras.Variable]) -> int:
+    return sum(variable.value.shape.num_elements() for variable in variables)
+
+
+def _stage(name: str) -> int:
+    found = re.match(r"stage(\d+)_", name)
+    return int(found[1]) if found else _NO_STAGE
+
+
+def _is_frozen(name: str, last: str) -> bool:
+    if last == "none" or name in HEADS:
+        return False
+    if last == "all" or name.startswith("stem_"):
+        return True
+    return _NO_STAGE < _stage(name) <= int(last.removeprefix("stage"))

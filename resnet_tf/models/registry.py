@@ -125,11 +125,10 @@ def build_model(name: str, **options: Unpack[ModelOptions]) -> "keras.Model":
     if entry is not None:
         given = checked_options(entry, model_options(name), given)
     arguments = {"name": name, **model_options(name), **given}
-    builder: Any
-    if name in CIFAR_NETWORKS and "stem" not in arguments:
-        from resnet_tf.models.cifar import cifar_resnet as builder
-    else:
-        from resnet_tf.models.imagenet import imagenet_resnet as builder
+    from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
+
+    is_cifar = name in CIFAR_NETWORKS and "stem" not in arguments
+    builder: Any = cifar_resnet if is_cifar else imagenet_resnet
     allowed = inspect.signature(builder).parameters
     unknown = [option for option in arguments if option not in allowed]
     if unknown:

@@ -1,4 +1,4 @@
-"""Make a Keras model from a PyTorch checkpoint: recognize its network, build it, and say what had to be assumed."""
+"""Keras models from PyTorch checkpoints, with what had to be assumed, and the weights that a run starts from."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 
 import keras
 
+from resnet_tf.config import TrainConfig
 from resnet_tf.data.dataset import KINDS
 from resnet_tf.errors import UserError
+from resnet_tf.files import sha256_of
 from resnet_tf.models.registry import CIFAR_NETWORKS, build_model, list_models, model_options, own_shortcut
-from resnet_tf.pretrained.keras_file import TorchWeights
-from resnet_tf.pretrained.zoo import PREPROCESSING, Constants, imagenet_classes
+from resnet_tf.pretrained.keras_file import TorchWeights, open_weights
+from resnet_tf.pretrained.zoo import PREPROCESSING, Constants, find_shipped, imagenet_classes, published_file
+from resnet_tf.saving import model_path
 
 _WIRINGS = {
     "none": "no shortcuts",
@@ -150,3 +153,34 @@ def class_names(dataset: str, outputs: int) -> list[str] | None:
     """The names of a data set's classes, or None where the outputs are not as many."""
     names = [known.name for known in imagenet_classes()] if dataset == "imagenet" else KINDS[dataset].class_names
     return list(names) if len(names) == outputs else None
+
+
+class InitialWeights:
+    """Weights that a run starts from: "imagenet", a file, or the folder of a run; `digest` is their file's SHA-256."""
+
+    def __init__(self, weights: str, network: str) -> None:
+        path = Path(weights)
+        if weights == "imagenet":
+            path = published_file(network)
+        elif path.is_dir() or find_shipped(weights) is not None:
+            path = model_path(path)
+        self._weights = open_weights(weights if weights == "imagenet" else str(path), network)
+        self.digest = sha256_of(path)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the pixels that the weights expect, None where the file does not say."""
+        mean, std = self._weights.constants(None, None)
+        return None if mean is None or std is None else (mean, std)
+
+    def builder(self, config: TrainConfig) -> dict[str, Any]:
+        """The builder's options, with the weights' shortcut and its padding where nobody asked for one."""
+        builder, weights = config.builder, self._weights
+        if config.model in CIFAR_NETWORKS and config.shortcut is None and "shortcut" not in model_options(config.model):
+            builder["shortcut"] = weights.shortcut
+        padding = config.identity_padding or weights.identity_padding
+        return builder | ({"identity_padding": padding} if padding else {})
+
+    def load_into(self, model: keras.Model) -> None:
+        """Give all layers but the classifier their weights; UserError where they are another network's."""
+        self._weights.load_into(model, new_head=True)

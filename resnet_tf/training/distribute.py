@@ -17,7 +17,7 @@ from resnet_tf.data.loader import Subset
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
 from resnet_tf.inference import compiled_forward, evaluate_batches
-from resnet_tf.training.cluster import ClusterSpec, read_cluster_spec, startup_watchdog
+from resnet_tf.process import ClusterSpec, read_cluster_spec, startup_watchdog
 from resnet_tf.training.step import TrainStep
 
 Evaluator = Callable[[], tuple[float, float]]  # gives loss and accuracy

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from resnet_tf.config import Precision
 from resnet_tf.errors import UserError
-from resnet_tf.training.cluster import WORKERS_HERE
+from resnet_tf.process import WORKERS_HERE
 
 
 @dataclass(frozen=True)

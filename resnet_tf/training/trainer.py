@@ -11,10 +11,10 @@ import numpy as np
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.errors import UserError
+from resnet_tf.models.layers import describe_trainable, freeze, unfreeze
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
 from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
-from resnet_tf.training.fine_tune import UnfreezeAt
 from resnet_tf.training.logs import COLUMNS, History, TrainLogger, write_history
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
@@ -31,6 +31,35 @@ class Stopped(KeyboardInterrupt):
 
 class Diverged(UserError):  # noqa: N818
     """The loss became infinite or NaN."""
+
+
+@dataclass(eq=False)
+class UnfreezeAt:
+    """Switches a training to the whole network at step `step`, and takes its functions from `make_functions` anew."""
+
+    model: keras.Model
+    step: int
+    make_functions: Callable[[], StepFunctions]
+    log: Callable[[str], None]
+    freeze: str
+    train_bn: bool
+
+    def __post_init__(self) -> None:
+        self._is_unfrozen = False
+        self._functions: dict[bool, StepFunctions] = {}
+
+    def functions(self, step: int) -> StepFunctions:
+        """One step and several in one call, as they are at step `step`."""
+        if (step >= self.step) != self._is_unfrozen:
+            self._is_unfrozen = not self._is_unfrozen
+            if self._is_unfrozen:
+                unfreeze(self.model, self.train_bn)
+            else:  # a rollback to before the switch
+                freeze(self.model, self.freeze)
+            self.log(describe_trainable(self.model))
+        if self._is_unfrozen not in self._functions:
+            self._functions[self._is_unfrozen] = self.make_functions()
+        return self._functions[self._is_unfrozen]
 
 
 @dataclass(kw_only=True, eq=False)
