@@ -15,7 +15,8 @@ def test_a_run_that_dies_again_and_again_ends_with_the_folder_of_one_that_never_
         assert starter.undisturbed(tmp_path / "whole", flags) > 50
         killed = tmp_path / "killed"
         for kill in ("command:2", "step-:2", "evaluation:1", "final:2", "report.html:1", "report:4"):
-            assert starter.train(killed, flags, kill) == KILLED, (killed / "output").read_text()
+            # Only the last one draws: what those before it would have drawn is drawn again anyway.
+            assert starter.train(killed, flags, kill, draws=False) == KILLED, (killed / "output").read_text()
             killed = killed.rename(tmp_path / f"{killed.name}-moved")
         assert starter.train(killed, flags) == 0, (killed / "output").read_text()
     found = digests(killed / "run")

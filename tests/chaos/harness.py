@@ -69,10 +69,10 @@ class Starter:
         self.process.stdin.close()
         self.process.wait()
 
-    def train(self, folder: Path, flags, kill: str = NEVER, seconds: float | None = None) -> int:
+    def train(self, folder: Path, flags, kill: str = NEVER, seconds: float | None = None, draws: bool = True) -> int:
         """Train in `folder`/run until that is done or killed; the exit code."""
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"folder": str(folder), "flags": flags, "kill": kill, "seconds": seconds}
+        asked = {"folder": str(folder), "flags": flags, "kill": kill, "seconds": seconds, "draws": draws}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())["code"]

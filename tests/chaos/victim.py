@@ -1,10 +1,10 @@
 """Starts trainings in children of a process that has imported TensorFlow and not started it, and has them die.
 
-A line of JSON on stdin asks for one: the folder in which `run` lies, flags, what kills it and after how many seconds. A
-line on stdout says how it ended. Every write, flush to the disk, rename and removal in the run's folder, and the begin
-and the end of each evaluation, is an operation. `kill` is its number, or PART:N for operation N on files with that part
-in their names; a write dies after half of its bytes, and where no such operation comes, the report dies. All kills are
-SIGKILL, to the whole of the process.
+A line of JSON on stdin asks for one: the folder in which `run` lies, flags, what kills it and after how many seconds,
+and whether it draws. A line on stdout says how it ended. Every write, flush to the disk, rename and removal in the
+run's folder, and the begin and the end of each evaluation, is an operation. `kill` is its number, or PART:N for
+operation N on files with that part in their names; a write dies after half of its bytes, and where no such operation
+comes, the report dies. All kills are SIGKILL, to the whole of the process.
 """
 
 import builtins
@@ -117,7 +117,7 @@ def patch(reaper: Reaper) -> None:
     make_evaluator, fitting.make_evaluator = fitting.make_evaluator, dying_evaluator
 
 
-def train(folder, flags, kill) -> int:
+def train(folder, flags, kill, draws) -> int:
     """The child: train in `folder`/run, with all that is printed in `folder`/output."""
     os.chdir(folder)
     output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -125,6 +125,8 @@ def train(folder, flags, kill) -> int:
     os.dup2(output, 2)
     reaper = Reaper("run", kill)
     patch(reaper)
+    if not draws:
+        sys.modules["matplotlib.figure"] = None  # as without the extra plots
     from resnet_tf.cli.main import main
 
     sys.argv = ["train.py"]
@@ -155,15 +157,17 @@ def serve() -> None:
     import resnet_tf.fitting  # noqa: F401
     from resnet_tf.data import shapes
 
-    data = shapes.load_shapes()  # once, as it takes seconds
-    shapes.load_shapes = lambda: data
+    made = []
     for line in sys.stdin:
         asked = json.loads(line)
+        if "shapes" in asked["flags"] and not made:
+            made.append(shapes.load_shapes())  # once, as it takes seconds
+            shapes.load_shapes = lambda: made[0]
         child = os.fork()
         if child == 0:
             code = 70
             try:
-                code = train(asked["folder"], asked["flags"], asked["kill"])
+                code = train(asked["folder"], asked["flags"], asked["kill"], asked["draws"])
             except BaseException:
                 traceback.print_exc()
             finally:
