@@ -20,11 +20,12 @@ from resnet_tf.errors import UserError
 
 MAX_JSON = 32 * 2**20  # bytes; two confusion matrices of 1000 classes take 24 MB
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
-# What a run lives on, in the folder that holds its settings.
 _RUN = "settings.json"
-_RUN_FILES = (
-    *(_RUN, "report.json", "command.txt", "log.txt", "lock", "iterations.bin", "metrics.csv", "metrics.jsonl"),
-    *("curves.png", "curves.pdf", "final.keras", "final.json", "best.keras", "best.json", "study.db"),
+# What a run writes beside its settings: no output of anything else, and what is removed before it starts anew.
+RUN_FILES = (
+    *("report.json", "command.txt", "log.txt", "iterations.bin", "metrics.csv", "metrics.jsonl", "curves.png"),
+    *("curves.pdf", "final.keras", "final.json", "best.keras", "best.json", "report.html", "per_class.csv"),
+    *("confusion.png", "examples.png", "calibration.png"),
 )
 
 
@@ -118,7 +119,7 @@ def check_outputs(
         if file.is_dir():
             raise UserError(f"{shown} is a folder; give a file", argument=argument)
         real = Path(os.path.realpath(file))
-        if file.name in _RUN_FILES and (real.parent / _RUN).is_file():
+        if file.name in (*RUN_FILES, _RUN, "lock", "study.db") and (real.parent / _RUN).is_file():
             raise UserError(f"{shown} belongs to the run in {file.parent}; give another file", argument=argument)
         if _is_special(file):
             continue

@@ -113,13 +113,13 @@ def tune(
     config = make_config(**shared, **space.first(), dataset=name, data_given=not isinstance(dataset, str))
     if config.recipe.validation_size == 0:
         raise UserError(f"recipe={recipe!r} keeps no validation images to search by; give another one")
-    run_dir = RunDir(Path(study_dir or f"runs/tune-{model}-{short_name(name)}"))
+    run_dir = RunDir(Path(study_dir or f"runs/tune-{model}-{short_name(name)}"), "study_dir")
     settings = {key: {"model": model, "dataset": name, "recipe": recipe, **options}.get(key) for key in _SETTINGS}
     settings |= {f"space.{key}": list(value) for key, value in vars(space).items()}
     known = run_dir.settings()
     if known is not None and known != settings:
         raise UserError(
-            f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; give another study_dir=…"
+            f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; {run_dir.advice}"
         )
     # Read once for all trials; image files are found by each, in the cache of their checks.
     in_memory = isinstance(dataset, str) and not is_image_dataset(dataset)

@@ -108,12 +108,15 @@ def test_damaged_settings(tmp_path, text):
 def test_emptying_removes_what_runs_write_and_nothing_else(tmp_path):
     folder = started(tmp_path)
     written = ("report.json", "final.keras", "final.json", "best.keras", "iterations.bin", "metrics.csv", "log.txt")
+    written += ("report.html", "confusion.png", "command.txt")
+    own = ("exported.keras", "notes.md", "predictions.json")
     (tmp_path / "checkpoints").mkdir()
     for name in (*written, "checkpoints/step-000000005.npz", "checkpoints/.new-step-000000006.npz"):
         (tmp_path / name).write_text("x")
-    (tmp_path / "notes.md").write_text("mine")
+    for name in own:
+        (tmp_path / name).write_text("mine")
     folder.clear()
-    assert sorted(map(str, content(tmp_path))) == ["lock", "notes.md"]
+    assert sorted(map(str, content(tmp_path))) == sorted((*own, "lock"))
     folder.release()
 
 

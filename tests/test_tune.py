@@ -52,6 +52,14 @@ def test_what_is_refused(flags, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_study(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    (tmp_path / "study").write_text("mine")
+    with pytest.raises(UserError, match=r"^study folder .* cannot be read \(Not a directory\); give another study_dir=…$"):
+        tune.main(["--trials", "1", "--study-dir", str(tmp_path / "study")])
+    assert (tmp_path / "study").read_text() == "mine"
+
+
 def test_a_killed_study_loses_no_finished_trial(python, tmp_path):
     optuna = pytest.importorskip("optuna", reason="needs the extra tune")
     killed = python(KILLED, tmp_path / "study.db", 3)

@@ -9,26 +9,26 @@ from typing import IO, Any
 from resnet_tf.config import DEFAULTS, TrainConfig
 from resnet_tf.data.dataset import short_name
 from resnet_tf.errors import UserError
-from resnet_tf.files import write_json, write_text
+from resnet_tf.files import RUN_FILES, write_json, write_text
 from resnet_tf.recipes import default_recipe
 from resnet_tf.reports.runs import COMMAND, PAGE, REPORT, SETTINGS, Settings, describe_diff, read_report, read_settings
 
-_WRITTEN = (
-    *(REPORT, "checkpoints/*", "tensorboard/*", "*.keras", "*.json", "*.bin", "metrics.*", "curves.*", "log.txt"),
-    *("report.html", "per_class.csv", "confusion.png", "examples.png", "calibration.png"),
-)
 _FOLDERS = ("checkpoints", "tensorboard")
 # What follows from other settings and from files; of these, the two digests alone decide whether a run can go on.
 _DERIVED = ("data.source", "data.fingerprint", "data.mean", "data.std", "weights.sha256")
-_ANOTHER = "give another run_dir=…"
-_ANOTHER_OR_ANEW = f"{_ANOTHER}, or overwrite=True to start anew"
 
 
 class RunDir:
-    """Settings, log, checkpoints, models and report of a run; made by `lock`, and never written with `read_only`."""
+    """Settings, log, checkpoints, models and report of a run; made by `lock`, and never written with `read_only`.
 
-    def __init__(self, path: Path, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+    `argument` names it in messages.
+    """
+
+    def __init__(self, path: Path, argument: str = "run_dir") -> None:
+        self.path, self.read_only = path, False
+        self._name = f"{argument.removesuffix('_dir')} folder"
+        self._another = f"give another {argument}=…"
+        self.advice = self._another + (", or overwrite=True to start anew" if argument == "run_dir" else "")
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
 
@@ -42,14 +42,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"run folder {self.path} cannot be written ({error.strerror}); {_ANOTHER}") from error
+            raise UserError(f"{self._name} {self.path} cannot be written ({error.strerror}); {self._another}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(f"run folder {self.path} is in use by {owner}; wait for it or {_ANOTHER}") from error
+            raise UserError(f"{self._name} {self.path} is in use by {owner}; wait for it or {self._another}") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -66,12 +66,12 @@ class RunDir:
         """The settings that the run was started with, or None for a new run."""
         self.check()
         path = self.path / SETTINGS
-        return read_settings(path, _ANOTHER_OR_ANEW) if path.exists() else None
+        return read_settings(path, self.advice) if path.exists() else None
 
     def report(self) -> dict[str, Any] | None:
         """The report of a finished run, or None."""
         path = self.path / REPORT
-        return read_report(path, _ANOTHER_OR_ANEW) if path.exists() else None
+        return read_report(path, self.advice) if path.exists() else None
 
     def check(self) -> None:
         """Raise UserError where the folder holds other things than a run; touches nothing."""
@@ -85,9 +85,9 @@ class RunDir:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(f"run folder {self.path} cannot be read ({error.strerror}); {_ANOTHER}") from error
+            raise UserError(f"{self._name} {self.path} cannot be read ({error.strerror}); {self._another}") from error
         if foreign:
-            raise UserError(f"{self.path} is not empty and is not a run folder (found {min(foreign)}); {_ANOTHER}")
+            raise UserError(f"{self.path} is not empty and is not a {self._name} (found {min(foreign)}); {self._another}")
 
     def create(self, settings: Settings, command: str | None = None) -> None:
         """Write the settings of a new run, and the command that asked for it."""
@@ -102,11 +102,9 @@ class RunDir:
         self.check()
         if self.read_only:
             return
-        for pattern in (*_WRITTEN, COMMAND):
-            for path in self.path.glob(pattern):
-                if path.name != SETTINGS:
-                    path.unlink()
-        (self.path / SETTINGS).unlink(missing_ok=True)
+        inside = (path for folder in _FOLDERS for path in (self.path / folder).glob("*"))
+        for path in (self.path / REPORT, *inside, *(self.path / name for name in RUN_FILES), self.path / SETTINGS):
+            path.unlink(missing_ok=True)
 
     def log(self, line: str) -> None:
         """Append a line to log.txt, as far as the disk allows."""
@@ -137,15 +135,15 @@ def check_resumable(run_dir: RunDir, saved: Settings, current: Settings) -> None
     asked = DEFAULTS | {key: value for key, value in current.items() if key not in _DERIVED}
     known = DEFAULTS | saved
     if differences := describe_diff({key: known.get(key) for key in asked}, asked):
-        raise UserError(f"{folder} belongs to a run of other settings: {differences}; {_ANOTHER_OR_ANEW}")
+        raise UserError(f"{folder} belongs to a run of other settings: {differences}; {run_dir.advice}")
     if "data.fingerprint" not in current:
         return
     if saved.get("weights.sha256") != current.get("weights.sha256"):
         weights = current.get("weights")
-        raise UserError(f"{folder} was started from other weights than {weights} holds now; {_ANOTHER_OR_ANEW}")
+        raise UserError(f"{folder} was started from other weights than {weights} holds now; {run_dir.advice}")
     if saved.get("data.fingerprint") != current["data.fingerprint"]:
         sources = f"{saved.get('data.source')}, here {current['data.source']}"
-        raise UserError(f"{folder} was started on other data ({sources}); give that data, {_ANOTHER_OR_ANEW}")
+        raise UserError(f"{folder} was started on other data ({sources}); give that data, {run_dir.advice}")
 
 
 def describe_report(report: dict[str, Any], folder: Path) -> str:
