@@ -14,6 +14,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.process import StopRequest
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
+from resnet_tf.training.callbacks import StopTraining
 from resnet_tf.training.logs import read_iterations
 from resnet_tf.training.run_dir import RunDir
 from resnet_tf.training.schedule import Schedule
@@ -199,6 +200,22 @@ def test_a_whole_run(tmp_path, all_saves):
     )
     assert {row["train_l2"] for row in history} == {0.25}
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("error", [StopTraining, RuntimeError])
+def test_a_callback_that_ends_the_run_leaves_a_checkpoint(tmp_path, error):
+    def end(history):
+        if len(history) == 2:
+            raise error
+
+    run = Run(tmp_path, intervals=every(3, 4))
+    run.training.on_evaluation = end
+    with pytest.raises(error):
+        run.go()
+    assert saved_steps(tmp_path) == [4, 6]
+    again = Run(tmp_path, intervals=every(3, 4))
+    assert again.training.resume()
+    assert (again.training.step, again.training.history) == (6, run.training.history)
 
 
 def test_the_best_is_saved_when_it_gets_better(tmp_path):

@@ -204,7 +204,12 @@ class Trainer:
             self._save()
         if evaluate and self.on_evaluation is not None:
             began = time.monotonic()
-            self.on_evaluation(self.history)
+            try:
+                self.on_evaluation(self.history)
+            except Exception:  # it ends the run here, due or not
+                if self._checkpoints.saved_step < self.step:
+                    self._save()
+                raise
             self._seconds += time.monotonic() - began
 
     def _evaluate(self, learning_rate: float) -> None:
