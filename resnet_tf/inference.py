@@ -27,6 +27,8 @@ _LOSS_SUMS = {
     "logits": metrics.cross_entropy_sum,
     "softmax": metrics.cross_entropy_sum_from_probabilities,
 }
+# Two matrices of so many classes fit into the JSON that is read again, and into nothing else.
+_MAX_CONFUSION = 1000
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,18 @@ class EvalMetrics:
     curves: Path | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers as plain values and lists for JSON; the loss of a diverged network stays NaN."""
+        """Return the numbers as plain values and lists for JSON; the loss of a diverged network stays NaN.
+
+        Of more than 1000 classes the confusion matrix is left out.
+        """
+        small = len(self.confusion) <= _MAX_CONFUSION
         return {
             "loss": self.loss,
             "top1": self.top1,
             "top5": self.top5,
             "images": self.images,
             "per_class": list(self.per_class),
-            "confusion": [list(row) for row in self.confusion],
+            **({"confusion": [list(row) for row in self.confusion]} if small else {}),
             "images_per_second": self.images_per_second,
         }
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.errors import UserError
-from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
+from resnet_tf.files import read_json, write_json
+from resnet_tf.inference import EvalMetrics, compiled_forward, evaluate_arrays, output_type
 
 # Powers of two as "probabilities × 8" make every expected number below exact arithmetic on logarithms.
 LOGITS = np.log(
@@ -175,3 +176,12 @@ def test_score_of_a_compiled_network():
     labels = np.argmax(model(images, training=False), axis=1)
     result = evaluate_arrays(compiled_forward(model), images, labels, kind=output_type(model), classes=4, batch_size=4)
     assert (result.top1, result.images) == (1.0, 7)
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(1000, True), (1001, False)])
+def test_a_report_of_many_classes_can_be_read_again(tmp_path, classes, kept):
+    matrix = ((5,) * classes,) * classes
+    numbers = EvalMetrics(0.5, 0.5, 0.5, 5 * classes**2, (0.5,) * classes, matrix, 1.0).as_dict()
+    assert ("confusion" in numbers) == kept
+    write_json(tmp_path / "report.json", {"test": numbers, "best": {"test": numbers}})
+    assert read_json(tmp_path / "report.json", {}, "")["best"]["test"]["images"] == 5 * classes**2
