@@ -118,9 +118,7 @@ def tune(
     settings |= {f"space.{key}": list(value) for key, value in vars(space).items()}
     known = run_dir.settings()
     if known is not None and known != settings:
-        raise UserError(
-            f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; {run_dir.advice}"
-        )
+        raise UserError(f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; {run_dir.advice}")
     # Read once for all trials; image files are found by each, in the cache of their checks.
     in_memory = isinstance(dataset, str) and not is_image_dataset(dataset)
     data = load_dataset(dataset, data_dir) if in_memory else dataset

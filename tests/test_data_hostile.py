@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.cifar import load_dataset
+from resnet_tf.data.image_io import decode_image
+from resnet_tf.data.image_size import stored_size
 from resnet_tf.errors import UserError
 from tests.test_images import encoded, picture
 
@@ -95,6 +98,67 @@ def test_pictures_with_two_sizes_or_a_hidden_one_are_as_large_as_the_largest(tmp
         ],
     )
     assert said == ["too large"] * 6
+
+
+def avif_stream(width, height):
+    """The stream of an AVIF of 10 x 10 pixels, with another size in its sequence header, and the box beside it."""
+    avif = encoded(".avif", np.full((10, 10, 3), 90, np.uint8))
+    config = avif.index(b"av1C") - 4
+    stream = avif[avif.rindex(b"mdat") + 4 :]
+    assert stream[:3] == b"\x12\0\x0a"  # a temporal delimiter, and a sequence header of as many bytes as follow
+    end = 4 + stream[3]
+    bits = "".join(f"{byte:08b}" for byte in stream[4:end])
+    assert bits[3:5] == "11"  # a still picture, with the short header
+    assert bits[10:26] == "00110011" + 2 * "1001"  # four bits each for the 9 before 10
+    bits = bits[:10] + 2 * "1111" + f"{width - 1:016b}{height - 1:016b}" + bits[26:].rstrip("0")
+    bits += "0" * (-len(bits) % 8)
+    header = int(bits, 2).to_bytes(len(bits) // 8)
+    return stream[:3] + bytes([len(header)]) + header + stream[end:], avif[config : config + 12]
+
+
+def box(name, *content):
+    data = b"".join(content)
+    return struct.pack(">I", 8 + len(data)) + name + data
+
+
+def avif_of(stream, config, cuts=(), inside=False):
+    """An AVIF of 10 x 10 pixels by its boxes; its stream lies in pieces, in the last box or beside the others."""
+    ends = [*cuts, len(stream)]
+    pieces = list(zip([0, *cuts], ends, strict=True))
+
+    def meta(start):
+        extents = b"".join(struct.pack(">II", start + first, last - first) for first, last in pieces)
+        size = box(b"ispe", bytes(4), struct.pack(">II", 10, 10))
+        properties = box(b"ipco", size, box(b"pixi", bytes(4), b"\3\x08\x08\x08"), config)
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", bytes(8), b"pict", bytes(13)),
+            box(b"pitm", bytes(4), b"\0\1"),
+            box(b"iloc", b"\1\0\0\0\x44\0\0\1\0\1\0", bytes([inside, 0, 0, 0, len(pieces)]), extents),
+            box(b"iinf", bytes(4), b"\0\1", box(b"infe", b"\2\0\0\0\0\1\0\0av01\0")),
+            box(b"iprp", properties, box(b"ipma", bytes(4), struct.pack(">IHB", 1, 1, 3), b"\1\2\x83")),
+            box(b"idat", stream) if inside else b"",
+        )
+
+    head = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
+    return head + meta(0 if inside else len(head + meta(0)) + 8) + box(b"mdat", b"" if inside else stream)
+
+
+@pytest.mark.parametrize("how", [{}, {"cuts": (1, 5, 9)}, {"inside": True}, {"inside": True, "cuts": (7,)}])
+def test_an_avif_is_as_large_as_its_stream(tmp_path, how):
+    assert decode_image(avif_of(*avif_stream(10, 10), **how)).shape == (10, 10, 3)
+    assert said_of("image", tmp_path, [avif_of(*avif_stream(16384, 16384), **how)]) == ["too large"]
+
+
+def test_an_avif_without_end_is_damaged():
+    """Items whose places take no bytes, numbers of bits without end, boxes of a name without number."""
+    whole = avif_of(*avif_stream(10, 10))
+    none = box(b"iloc", b"\1\0\0\0\0\0\xff\xff", b"\0\1\0\0\0\0\xff\xff" * 50_000)
+    assert stored_size(whole) == (10, 10)
+    assert [stored_size(whole + more) for more in (none, b"iloc" * 10**6, b"ispe" * 10**6)] == [None] * 3
+    assert stored_size(avif_of(b"\x12\0" * 10**6, b"")) is None
+    assert stored_size(avif_of(b"\x0a" + b"\xff" * 10**6, b"")) == (2**16, 2**16)
 
 
 def test_a_chunk_longer_than_its_file_takes_no_memory(tmp_path):

@@ -8,17 +8,9 @@ import zlib
 import numpy as np
 import pytest
 
-from resnet_tf.data.image_io import (
-    JpegInfo,
-    UnreadableImageError,
-    cv2,
-    decode_image,
-    inspect_jpeg,
-    read_bytes,
-    read_image,
-    stored_size,
-)
+from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop, resize
+from resnet_tf.data.image_size import JpegInfo, inspect_jpeg, stored_size
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
 # (207, 46, 139).
@@ -226,6 +218,31 @@ def test_no_image(content):
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm", ".webp", ".jp2", ".gif", ".avif"])
 def test_headers_say_how_large_a_picture_is(suffix):
     assert stored_size(encoded(suffix, picture())) == (64, 48)
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (48, 64), (700, 900)])
+def test_avif_files_of_opencv_are_read(size, channels, depth):
+    if depth > 8 and channels == 1:
+        pytest.skip("OpenCV writes none")
+    image = np.zeros((*size, channels), np.uint8 if depth == 8 else np.uint16)
+    content = cv2.imencode(".avif", image, [cv2.IMWRITE_AVIF_DEPTH, depth])[1].tobytes()
+    assert stored_size(content) == size[::-1]
+    assert decode_image(content).shape == (*size, 3)
+
+
+def test_avif_files_of_pillow_are_read():
+    image_module = pytest.importorskip("PIL.Image")
+    if not pytest.importorskip("PIL.features").check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    for mode in ("L", "RGB", "RGBA"):
+        moving = {"save_all": True, "append_images": [image_module.new(mode, (64, 48))] * 2}
+        for options in ({}, {"quality": 100, "subsampling": "4:4:4"}, {"tile_rows": 1, "tile_cols": 1}, moving):
+            file = io.BytesIO()
+            image_module.new(mode, (64, 48)).save(file, "AVIF", **options)
+            assert stored_size(file.getvalue()) == (64, 48)
+            assert decode_image(file.getvalue()).shape == (48, 64, 3)
 
 
 def test_the_three_kinds_of_webp():

@@ -55,7 +55,9 @@ def test_what_is_refused(flags, message, tmp_path):
 def test_a_file_in_the_place_of_the_study(tmp_path):
     pytest.importorskip("optuna", reason="needs the extra tune")
     (tmp_path / "study").write_text("mine")
-    with pytest.raises(UserError, match=r"^study folder .* cannot be read \(Not a directory\); give another study_dir=…$"):
+    with pytest.raises(
+        UserError, match=r"^study folder .* cannot be read \(Not a directory\); give another study_dir=…$"
+    ):
         tune.main(["--trials", "1", "--study-dir", str(tmp_path / "study")])
     assert (tmp_path / "study").read_text() == "mine"
 

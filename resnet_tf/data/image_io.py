@@ -4,13 +4,20 @@ import math
 import os
 import re
 import stat
-import struct
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
+from resnet_tf.data.image_size import (
+    TIFF_BITS,
+    TIFF_ORIENTATION,
+    TIFF_SAMPLES,
+    image_format,
+    inspect_jpeg,
+    stored_size,
+    tiff_value,
+)
 from resnet_tf.errors import UserError, optional_import
 
 try:
@@ -40,24 +47,7 @@ _MIN_LEVELS = 16
 _KINDS = {3: "COLOR", 1: "GRAYSCALE"}
 _DEEP_FORMATS = ("png", "tiff", "jp2", "pnm")
 _TURNED_FORMATS = ("webp", "avif")
-# How the files begin that are decoded, and no others; the group's name is the format's. AVIF and HEIC say in the brands
-# of their first box what they are.
-_FORMAT = re.compile(
-    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)|(?P<webp>RIFF)|(?P<tiff>II[*+]\0|MM\0[*+])"
-    rb"|(?P<jp2>\0{3}\x0cjP|\xff\x4f\xff\x51)|(?P<pnm>P[1-6]\s)|(?P<avif>.{4}ftyp(?:.{4}){0,32}?avi[fs])"
-    rb"|(?P<heic>.{4}ftyp(?:.{4}){0,32}?(?:he[iv][a-z]|mif1|msf1))",
-    re.DOTALL,
-)
-_PNM_SIZE = re.compile(rb"P[1-6]\s(?:\s|#[^\r\n]*+[\r\n])*+([0-9]++)(?:\s|#[^\r\n]*+[\r\n])++([0-9]++)")
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_ORIENTATION, _TIFF_SAMPLES = 256, 257, 258, 274, 277
-_TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
 _AVIF_TURN, _AVIF_MIRROR = (re.compile(rb"\0{3}\x09" + box + rb"(.)", re.DOTALL) for box in (b"irot", b"imir"))
-# In JPEG picture data 0xFF is followed by 0x00 or by a restart marker (0xD0–0xD7). Besides these, TEM (0x01) and SOI
-# (0xD8) have no length after them; all others but EOI have one.
-_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
-_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
-# Start-of-frame markers, among which DHT (C4), JPG (C8) and DAC (CC) are something else.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # What is wrong with a file is said here, in a few words. The function's place depends on OpenCV's version.
 if "OPENCV_LOG_LEVEL" not in os.environ:
     (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
@@ -97,7 +87,7 @@ def decode_image(data: bytes, channels: int = 3, min_side: int | None = None) ->
     with signed, 32-bit or floating-point samples, what lies between the lowest and the highest becomes 0–255, but
     floating-point numbers from 0 to 1 are multiplied by 255. Raises UnreadableImageError.
     """
-    kind = _format(data)
+    kind = image_format(data)
     if kind is None:
         raise UnreadableImageError("no image")
     if kind == "heic":
@@ -196,118 +186,18 @@ def _turn(image: Any, orientation: int) -> Any:
     return image if flip is None else cv2.flip(image, flip)
 
 
-def _format(data: bytes) -> str | None:
-    found = _FORMAT.match(data)
-    return found.lastgroup if found else None
-
-
 def _decoding_cost(data: bytes, kind: str) -> float:
     """Memory that a pixel takes while it is decoded, in multiples of what one of a PNG of 8 bits does."""
     if kind == "tiff":
-        return max(1, _tiff_value(data, _TIFF_BITS) * _tiff_value(data, _TIFF_SAMPLES) / 24)
+        return max(1, tiff_value(data, TIFF_BITS) * tiff_value(data, TIFF_SAMPLES) / 24)
     return {"gif": 2, "jp2": 2.5, "avif": 2.5}.get(kind, 1)
-
-
-@dataclass(frozen=True)
-class JpegInfo:
-    """Size in pixels as stored, before any EXIF rotation (0 where there is none), whether the end is there, and scans.
-
-    Of several frame headers the largest counts.
-    """
-
-    height: int
-    width: int
-    complete: bool
-    scans: int = field(default=0, compare=False)
-
-
-def inspect_jpeg(data: bytes) -> JpegInfo:
-    """Walk the markers of a JPEG file up to its end marker; a thumbnail's own lies inside a segment."""
-    height = width = scans = 0
-    position = 2
-    while marker := _JPEG_MARKER.search(data, position):
-        code, position = marker[1][0], marker.end()
-        if code == _JPEG_END:
-            return JpegInfo(height, width, True, scans)
-        scans += code == _JPEG_SCAN
-        if code in _JPEG_FRAMES and len(data) >= position + 7:
-            height, width = max((height, width), struct.unpack_from(">HH", data, position + 3), key=math.prod)
-        position += int.from_bytes(data[position : position + 2])
-    return JpegInfo(height, width, False, scans)
-
-
-def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that the header of a file other than JPEG declares, if it does; the largest of several."""
-    kind, sizes = _format(data), []
-    try:
-        if kind == "png" and _chunks_fit(data):  # OpenCV makes room for a chunk as long as it says to be
-            return struct.unpack_from(">II", data, 16)
-        if kind == "gif":
-            return struct.unpack_from("<HH", data, 6)
-        if kind == "bmp":
-            if struct.unpack_from("<I", data, 14) == (12,):
-                return struct.unpack_from("<HH", data, 18)
-            width, height = struct.unpack_from("<ii", data, 18)
-            return abs(width), abs(height)  # a negative height says that the lines begin at the top
-        if kind == "webp":
-            if data[12:16] == b"VP8X":
-                return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-            if data[12:16] == b"VP8L":
-                (bits,) = struct.unpack_from("<I", data, 21)
-                return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-            width, height = struct.unpack_from("<HH", data, 26)
-            return width & 0x3FFF, height & 0x3FFF
-        if kind == "tiff" and (width := _tiff_value(data, _TIFF_WIDTH)) and (height := _tiff_value(data, _TIFF_HEIGHT)):
-            return width, height
-        if kind == "jp2":
-            # Decoded is what the code stream says, which may be another picture than the file's boxes promise.
-            for found in re.finditer(rb"\xff\x4f\xff\x51", data):
-                right, bottom, left, top = struct.unpack_from(">4I", data, found.end() + 4)
-                sizes.append((right - left, bottom - top))
-        if kind == "avif":
-            sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(b"ispe", data)]
-        if kind == "pnm" and (size := _PNM_SIZE.match(data)) and max(map(len, size.groups())) < 20:
-            return int(size[1]), int(size[2])
-    except struct.error:
-        return None
-    return max(sizes, key=math.prod, default=None)
-
-
-def _chunks_fit(data: bytes) -> bool:
-    position, name = 8, b""
-    while position + 8 <= len(data) and name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, position)
-        position += 12 + length
-    return position <= len(data)
-
-
-def _tiff_value(data: bytes, wanted: int) -> int:
-    """The largest value of a tag in the first directory of a TIFF or BigTIFF, 0 without; readers take the first."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = b"+" in data[2:4]
-    word, room = ("Q", 8) if big else ("I", 4)
-    value = 0
-    try:
-        (directory,) = struct.unpack_from(order + word, data, room)
-        (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
-        start, length = (directory + 8, 20) if big else (directory + 2, 12)
-        for entry in range(start, start + length * min(entries, 2**16), length):
-            tag, field_type, count = struct.unpack_from(f"{order}HH{word}", data, entry)
-            if tag == wanted:
-                kind, place = order + _TIFF_INTEGERS[field_type], entry + 4 + room
-                if count * struct.calcsize(kind) > room:
-                    (place,) = struct.unpack_from(order + word, data, place)
-                value = max(value, *struct.unpack_from(kind, data, place))
-    except (struct.error, KeyError, OverflowError):
-        return 0
-    return value
 
 
 def _orientation(data: bytes, kind: str) -> int:
     """EXIF's number for how a WebP or AVIF is turned; OpenCV does not turn them in all versions."""
     if kind == "webp":
         start = data.rfind(b"EXIF") if data[12:16] == b"VP8X" and data[20] & 8 else -1
-        return _tiff_value(data[start + 8 :].removeprefix(b"Exif\0\0"), _TIFF_ORIENTATION) if start >= 0 else 1
+        return tiff_value(data[start + 8 :].removeprefix(b"Exif\0\0"), TIFF_ORIENTATION) if start >= 0 else 1
     # The boxes of an AVIF turn the picture to the left by right angles and then mirror it.
     turn, mirror = _AVIF_TURN.search(data), _AVIF_MIRROR.search(data)
     angle = turn[1][0] & 3 if turn else 0

@@ -26,9 +26,9 @@ class RunDir:
 
     def __init__(self, path: Path, argument: str = "run_dir") -> None:
         self.path, self.read_only = path, False
-        self._name = f"{argument.removesuffix('_dir')} folder"
-        self._another = f"give another {argument}=…"
-        self.advice = self._another + (", or overwrite=True to start anew" if argument == "run_dir" else "")
+        self._kind = f"{argument.removesuffix('_dir')} folder"
+        self._other = f"give another {argument}=…"
+        self.advice = self._other + (", or overwrite=True to start anew" if argument == "run_dir" else "")
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
 
@@ -42,14 +42,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"{self._name} {self.path} cannot be written ({error.strerror}); {self._another}") from error
+            raise UserError(f"{self._kind} {self.path} cannot be written ({error.strerror}); {self._other}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(f"{self._name} {self.path} is in use by {owner}; wait for it or {self._another}") from error
+            raise UserError(f"{self._kind} {self.path} is in use by {owner}; wait for it or {self._other}") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -85,9 +85,9 @@ class RunDir:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(f"{self._name} {self.path} cannot be read ({error.strerror}); {self._another}") from error
+            raise UserError(f"{self._kind} {self.path} cannot be read ({error.strerror}); {self._other}") from error
         if foreign:
-            raise UserError(f"{self.path} is not empty and is not a {self._name} (found {min(foreign)}); {self._another}")
+            raise UserError(f"{self.path} is not empty and is not a {self._kind} (found {min(foreign)}); {self._other}")
 
     def create(self, settings: Settings, command: str | None = None) -> None:
         """Write the settings of a new run, and the command that asked for it."""

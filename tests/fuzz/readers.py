@@ -202,7 +202,7 @@ def image_samples(folder):
 
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (6, 7, 3), np.uint8), (23, 17))
-    kinds = (".jpg", ".png", ".bmp", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+    kinds = (".jpg", ".png", ".bmp", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".gif", ".avif")
     progressive = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1)
     made = [bytes(content) for kind in kinds for ok, content in [cv2.imencode(kind, image)] if ok]
     made.append(cv2.imencode(".jpg", image, progressive)[1].tobytes())
