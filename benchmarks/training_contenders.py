@@ -13,7 +13,7 @@ from benchmarks.rounds import serve, timed
 
 def compiled_step(model: str, policy: str):
     from resnet_tf import RECIPES, fused_view
-    from resnet_tf.training.runtime import set_threads
+    from resnet_tf.runtime import set_threads
     from resnet_tf.training.step import make_optimizer, make_train_step
 
     set_threads(0)

@@ -30,6 +30,7 @@ SHORTCUTS = ("identity", "projection", "projection_all", "none")
 IDENTITY_PADDINGS = ("center", "end")
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+AnyPrecision = Precision | Literal["auto"]
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")
@@ -126,7 +127,7 @@ class TrainConfig:
     run_dir: str | None = setting(None)
     overwrite: bool = setting(False)
     device: str = setting("auto")
-    precision: Precision | Literal["auto"] = setting("auto", choices=("auto", *PRECISIONS))
+    precision: AnyPrecision = setting("auto", choices=("auto", *PRECISIONS))
     threads: int | None = _count(None, 0, 1024)
     steps_per_execution: int | None = _count(None, flag="steps_per_call")
     keep_on_device: str = setting("auto", choices=("auto", "always", "never"))

@@ -22,12 +22,12 @@ from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
+from resnet_tf.runtime import choose_device, choose_precision, preserved_random_states, set_threads
 from resnet_tf.saving import check_classes, check_trainable, save_model
 from resnet_tf.training.callbacks import StopTraining, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
 from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
-from resnet_tf.training.runtime import choose_device, choose_precision, preserved_random_states, set_threads
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import (
     StepFunctions,

@@ -13,11 +13,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from resnet_tf.config import PRECISIONS, Precision
+from resnet_tf.config import PRECISIONS, AnyPrecision
 from resnet_tf.errors import UserError
 from resnet_tf.folding import CONVOLUTIONS, followed_by_norm
 from resnet_tf.models.layers import plain_functional
 from resnet_tf.process import recursion_limit
+from resnet_tf.runtime import Device, choose_precision
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
 # (normalization of the input, global pooling, classifier, unknown layers) stays in float32.
@@ -113,6 +114,18 @@ class _PlainConvolution(_View):
         return y if stock.activation is None else stock.activation(y)
 
 
+def _faster_policy(layer: layers.Layer, policy: str) -> str:
+    """The policy, or float32 for a convolution or normalization that oneDNN computes in bfloat16 by plain loops."""
+    fast = policy != "mixed_bfloat16" or bool(tf.config.list_physical_devices("GPU"))
+    if _fusable_norm(layer):
+        fast |= layer.moving_mean.shape[0] % 16 == 0
+    elif isinstance(layer, layers.DepthwiseConv2D | layers.SeparableConv2D):
+        fast |= max(layer.kernel_size) <= 3 and max(layer.strides) == 1
+    else:
+        return policy
+    return policy if fast else "float32"
+
+
 def _fusable_norm(layer: layers.Layer) -> bool:
     return (
         type(layer) is layers.BatchNormalization
@@ -151,7 +164,7 @@ def _has_gradient(grouped: bool, depthwise: bool, dilated: bool, policy: str) ->
     return True
 
 
-def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool = False) -> keras.Model:
+def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
     What cannot be fused (batch normalization over other axes, synchronized or renormalized, or layers that the model
@@ -161,7 +174,8 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
         model: functional or built sequential model, made under the float32 policy.
         policy: "float32", "mixed_bfloat16" or "mixed_float16": what convolutions, batch
             normalization and the layers between them compute in. Variables, statistics, input
-            normalization and outputs stay float32.
+            normalization, outputs, and on CPUs what has no fast bfloat16 kernel, stay float32. "auto" is
+            "mixed_bfloat16" where that is the faster one (on CPUs a convolution is timed once), else "float32".
         sync_bn: whether batch normalization that trains goes over the images of all replicas of the
             `tf.distribute` strategy in whose replicas the view runs, instead of over each replica's own.
 
@@ -172,10 +186,14 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
     Raises:
         UserError: an unknown policy, a model of another kind, or Keras on another backend than TensorFlow.
     """
-    if policy not in PRECISIONS:
-        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="policy")
+    if policy not in ("auto", *PRECISIONS):
+        raise UserError(f"policy={policy!r} is not known; allowed: auto, {', '.join(PRECISIONS)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
+    if policy == "auto":
+        gpus = tf.config.list_physical_devices("GPU")
+        policy, _ = choose_precision("auto", Device("/GPU:0" if gpus else "/CPU:0", ""))
+        policy = "float32" if policy == "mixed_float16" else policy  # which needs a loss scaler
     given, model = model, plain_functional(model)
     if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
         found = type(model).__name__
@@ -187,7 +205,7 @@ def fused_view(model: keras.Model, policy: Precision = "float32", sync_bn: bool 
     def view(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations")):
             return fused_view(layer, policy, sync_bn)
-        layer_policy = "float32" if layer.name in outputs else policy
+        layer_policy = "float32" if layer.name in outputs else _faster_policy(layer, policy)
         if _fusable_norm(layer):
             return _FusedBatchNormalization(layer, layer_policy, sync_bn, taken.get(layer.name))
         if _plain_conv(layer, layer_policy, layer.name in biased):
@@ -217,7 +235,9 @@ def _biased_before_norm(model: keras.Model, policy: str) -> dict[str, layers.Bat
     return {
         name: norm
         for name, norm in pairs.items()
-        if (conv := model.get_layer(name)).use_bias and _fusable_norm(norm) and _plain_conv(conv, policy, True)
+        if (conv := model.get_layer(name)).use_bias
+        and _fusable_norm(norm)
+        and _plain_conv(conv, _faster_policy(conv, policy), True)
     }
 
 

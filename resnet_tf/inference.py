@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_tf.config import Precision
+from resnet_tf.config import AnyPrecision
 from resnet_tf.errors import UserError
 from resnet_tf.folding import fold_batch_norm
 from resnet_tf.fused import fused_view
@@ -213,7 +213,7 @@ def compiled_forward(network: keras.Model, image_dtype: tf.DType = tf.uint8) -> 
 
 
 def compiled_inference(
-    model: keras.Model, precision: Precision = "float32", fold_bn: bool = False, image_dtype: tf.DType = tf.uint8
+    model: keras.Model, precision: AnyPrecision = "float32", fold_bn: bool = False, image_dtype: tf.DType = tf.uint8
 ) -> Callable[[ArrayLike], tf.Tensor]:
     """Compile a model's inference through its fused view; a model that is not functional runs as it stands."""
     if not hasattr(model, "operations"):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_tf.config import Precision
+from resnet_tf.config import AnyPrecision
 from resnet_tf.data.image_folder import image_files
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.image_ops import ResizeCenterCrop
@@ -95,7 +95,7 @@ def predict(
     mean: Any = None,
     std: Any = None,
     input_scale: float | None = None,
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     fold_bn: bool = False,
 ) -> list[Prediction]:
     """Classify images.
@@ -108,7 +108,7 @@ def predict(
         crop: side of the square cut from the center; None goes by the model.
         batch_size: images at once.
         mean, std, input_scale: scaling of the input of a model that does not do it itself, as in `evaluate`.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16", what it computes in.
+        precision: what it computes in: "float32", "mixed_bfloat16", "mixed_float16", or "auto", as in `fused_view`.
         fold_bn: fold batch normalization into convolutions first.
 
     Returns:
@@ -171,7 +171,7 @@ def iter_predictions(
     resize: int | None = None,
     crop: int | None = None,
     batch_size: int = 32,
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     fold_bn: bool = False,
 ) -> Iterator[Prediction]:
     """Predictions as they come; see `predict`."""
@@ -201,7 +201,7 @@ def iter_predictions(
         )
 
 
-def probabilities_of(model: keras.Model, precision: Precision = "float32", fold_bn: bool = False) -> Any:
+def probabilities_of(model: keras.Model, precision: AnyPrecision = "float32", fold_bn: bool = False) -> Any:
     """A compiled function from pixels (B, height, width, channels) uint8 to probabilities (B, classes)."""
     kind = output_type(model)
     forward = compiled_inference(model, precision, fold_bn)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet_tf.config import PRECISIONS, Precision
+from resnet_tf.config import PRECISIONS, AnyPrecision
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
@@ -59,7 +59,7 @@ def evaluate(
     mean: Any = None,
     std: Any = None,
     input_scale: float | None = None,
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     fold_bn: bool = False,
     class_names: Sequence[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -82,7 +82,7 @@ def evaluate(
             tutorial).
         std: what the difference is divided by: a number, or one per channel.
         input_scale: what it is multiplied by, in place of `std`, such as 1 / 255; 1 says that nothing is to be done.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16", what it computes in.
+        precision: what it computes in: "float32", "mixed_bfloat16", "mixed_float16", or "auto", as in `fused_view`.
         fold_bn: fold batch normalization into convolutions first.
         class_names: names of the classes where neither the data nor the model's sidecar has them.
         log: called with lines on what is assumed.
@@ -95,8 +95,9 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size} is out of range; give 1 or more", argument="batch_size")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision!r} is not known; allowed: {', '.join(PRECISIONS)}", argument="precision")
+    if precision not in ("auto", *PRECISIONS):
+        allowed = ", ".join(("auto", *PRECISIONS))
+        raise UserError(f"precision={precision!r} is not known; allowed: {allowed}", argument="precision")
     if isinstance(data, str):
         check_name(data, data_dir)
     network, sidecar, name = open_model(model, best=best)
@@ -201,7 +202,7 @@ def score_subset(
     name: str,
     tests: LabelledDataset,
     batch_size: int | None = None,
-    precision: Precision = "float32",
+    precision: AnyPrecision = "float32",
     fold_bn: bool = False,
     keep: bool = False,
 ) -> EvalMetrics:

@@ -21,7 +21,7 @@ import tensorflow as tf  # noqa: E402
 
 from resnet_tf import fitting  # noqa: E402
 from resnet_tf.data.image_io import cv2  # noqa: E402
-from resnet_tf.training.runtime import set_threads  # noqa: E402
+from resnet_tf.runtime import set_threads  # noqa: E402
 
 set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
 tf.get_logger().setLevel("ERROR")

@@ -12,7 +12,8 @@ PACKAGE = Path(resnet_tf.__file__).parent
 # From the bottom to the top; a file imports from layers below its own, and from its own without cycles.
 LAYERS = (
     {"errors", "files", "pickles", "process", "recipes"},
-    {"models", "data", "pretrained", "reports", "folding", "fused", "summary", "inference", "config", "saving"},
+    {"models", "data", "pretrained", "reports", "folding", "fused", "summary", "inference", "config", "saving"}
+    | {"runtime"},
     {"training"},
     {"results", "fitting", "scoring", "prediction", "export", "tuning"},
     {"cli", "__main__"},

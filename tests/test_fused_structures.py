@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from resnet_tf import fused
 from resnet_tf.folding import fold_batch_norm
 from resnet_tf.fused import fused_view
 
@@ -171,3 +172,27 @@ def test_folding(structure):
     model = model_of(structure)
     folded = fold_batch_norm(model)
     np.testing.assert_allclose(folded(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_no_fast_kernel_in_bfloat16_stays_in_float32():
+    """oneDNN normalizes channels by sixteens there, and its depthwise kernels are those of 3x3 without strides."""
+    x = inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.BatchNormalization(name="norm_32")(layers.Conv2D(32, 3, padding="same", name="conv")(x))
+    x = layers.DepthwiseConv2D(3, name="depthwise_3")(x)
+    x = layers.DepthwiseConv2D(5, padding="same", name="depthwise_5")(x)
+    x = layers.DepthwiseConv2D(3, strides=2, name="depthwise_strided")(x)
+    x = layers.BatchNormalization(name="norm_24")(layers.Conv2D(24, 1, name="conv_24")(x))
+    x = layers.ReLU(name="relu")(x)
+    model = keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    computes_in = {layer.name: layer.compute_dtype for layer in fused_view(model, "mixed_bfloat16").layers}
+    low = {name for name, dtype in computes_in.items() if dtype == "bfloat16"}
+    assert low == {"conv", "norm_32", "depthwise_3", "conv_24", "relu"}
+
+
+@pytest.mark.parametrize(("fastest", "taken"), [("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float32")])
+def test_auto_is_what_is_fastest_here_without_a_loss_scaler(monkeypatch, fastest, taken):
+    monkeypatch.setattr(fused, "choose_precision", lambda precision, device: (fastest, ""))
+    x = inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Flatten()(layers.Conv2D(4, 3, name="conv")(x))
+    view = fused_view(keras.Model(inputs, layers.Dense(2)(x)), "auto")
+    assert view.get_layer("conv").compute_dtype == taken

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from resnet_tf import runtime
 from resnet_tf.cli import launch
 from resnet_tf.errors import UserError
 from resnet_tf.process import PEER_TIMEOUT, WORKERS_HERE, read_cluster_spec
 from resnet_tf.recipes import Recipe
-from resnet_tf.training import checkpoint, runtime
+from resnet_tf.training import checkpoint
 from resnet_tf.training.checkpoint import CheckpointManager, TrainState
 from resnet_tf.training.distribute import BLOCK, DecisionSync, Distribution, make_distribution
 from resnet_tf.training.run_dir import RunDir

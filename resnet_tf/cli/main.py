@@ -108,9 +108,9 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--std", type=floats, metavar="R,G,B", help="divided by, in place of --input-scale")
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *PRECISIONS),
         default="float32",
-        help="what it computes in; 16 bits are faster where the processor has them, and change the results slightly",
+        help="what it computes in; 16 bits change the results slightly, and auto takes them where they are faster",
     )
     parser.add_argument("--fold-bn", action="store_true", help="fold batch normalization into convolutions first")
 

@@ -17,8 +17,8 @@ from resnet_tf.fused import fused_view, synchronized_batch_norm  # noqa: E402
 from resnet_tf.models.blocks import conv, residual_block  # noqa: E402
 from resnet_tf.models.layers import head, model_input  # noqa: E402
 from resnet_tf.recipes import Recipe, get_recipe  # noqa: E402
+from resnet_tf.runtime import set_threads  # noqa: E402
 from resnet_tf.training.distribute import Distribution, make_distribution  # noqa: E402
-from resnet_tf.training.runtime import set_threads  # noqa: E402
 from resnet_tf.training.step import cross_entropy, make_ema, make_multi_step, make_optimizer, make_train_step  # noqa: E402
 
 RECIPE = dataclasses.replace(get_recipe("he2015"), weight_decay=0.01)
