@@ -9,12 +9,18 @@ model's. Nothing else should run.
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rounds import Contender, as_dict, measure, serve, table, timed, write_json
+from benchmarks.rounds import Contender, as_dict, measure, table, timed, write_json
 
+SECONDS = 1.0  # that a turn lasts
 # Images of a training batch, and their side: what two cores bear in a second or so.
 NETS = {
     "ResNet50": (8, 128),
@@ -29,7 +35,8 @@ NETS = {
     "EfficientNetV2B0": (8, 128),
 }
 CLASSES = 10
-WAYS = ("stock float32", "view float32", "view bfloat16")
+WAYS = ("stock float32", "view float32", "view bfloat16", "view auto")
+INFERENCE_WAYS = (*WAYS, "folded auto")
 # Largest differences allowed of the float32 view, where noise of one rounding does not make as much.
 BOUNDS = {"outputs": 1e-5, "gradients": 1e-4}
 
@@ -56,13 +63,14 @@ def batch(net: str):
 
 
 def run_of(model, way: str):
-    """What runs: the model or its view."""
-    from resnet_tf import fused_view
+    """What runs: the model, its view, or the view of its folded copy."""
+    from resnet_tf import fold_batch_norm, fused_view
 
     kind, precision = way.split()
     if kind == "stock":
         return model
-    return fused_view(model, "mixed_bfloat16" if precision == "bfloat16" else "float32")
+    policy = {"bfloat16": "mixed_bfloat16"}.get(precision, precision)
+    return fused_view(fold_batch_norm(model) if kind == "folded" else model, policy)
 
 
 def gradients_of(run, variables, images, labels, training=True):
@@ -74,41 +82,55 @@ def gradients_of(run, variables, images, labels, training=True):
     return loss, tape.gradient(loss, [variable.value for variable in variables])
 
 
-def train_contender(net: str, way: str) -> None:
+def training_work(model, way: str, data):
+    """A function that takes one step."""
     import keras
     import tensorflow as tf
 
-    model = build(net)
-    run = run_of(model, way)
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
     if way == "stock float32":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         step = model.make_train_function() or model.train_function
-        repeated = tf.data.Dataset.from_tensors(batch(net)).cache().repeat().prefetch(2)
-        iterator = iter(repeated)
-        work = lambda: np.asarray(step(iterator)["loss"])  # noqa: E731
-    else:
-        optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
-        optimizer.build(model.trainable_variables)
+        iterator = iter(tf.data.Dataset.from_tensors(data).cache().repeat().prefetch(2))
+        return lambda: np.asarray(step(iterator)["loss"])
+    run = run_of(model, way)
+    optimizer.build(model.trainable_variables)
 
-        @tf.function
-        def step(images, labels):
-            loss, gradients = gradients_of(run, model.trainable_variables, images, labels)
-            optimizer.apply(gradients, model.trainable_variables)
-            return loss
+    @tf.function
+    def step(images, labels):
+        loss, gradients = gradients_of(run, model.trainable_variables, images, labels)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
 
-        data = batch(net)
-        work = lambda: step(*data).numpy()  # noqa: E731
-    serve(timed(work), NETS[net][0])
+    return lambda: step(*data).numpy()
 
 
-def infer_contender(net: str, way: str) -> None:
+def inference_work(model, way: str, data):
+    """A function that classifies the batch."""
     import tensorflow as tf
 
-    run = run_of(build(net), way)
+    run = run_of(model, way)
     forward = tf.function(lambda images: run(images, training=False))
-    images = batch(net)[0]
-    serve(timed(lambda: forward(images).numpy()), NETS[net][0])
+    return lambda: forward(data[0]).numpy()
+
+
+@dataclass
+class Inline(Contender):
+    """A contender in this process: only one runs at a time, and all over the same variables."""
+
+    work: Callable[[], object] | None = None
+
+    def start(self) -> None:
+        """Compile and warm up."""
+        self._run(3)
+        self.items = float(self.options["images"])
+        self.count = max(1, round(SECONDS / (self._run(2) / 2)))
+
+    def stop(self) -> None:
+        """Do nothing: there is no process."""
+
+    def _run(self, count: int) -> float:
+        return timed(self.work)(count)
 
 
 def compare(net: str) -> dict[str, float]:
@@ -150,38 +172,55 @@ def compare(net: str) -> dict[str, float]:
     }
 
 
+def measured(net: str, rounds: int) -> dict:
+    """Differences and rates of one network, printed as they come."""
+    found = compare(net)
+    too_far = [what for what, bound in BOUNDS.items() if found[what] > max(bound, 2 * found["of noise"])]
+    shown = ", ".join(f"{what} {value:.1e}" for what, value in found.items())
+    print(f"{net}, differences: {shown}{'; TOO FAR: ' + ', '.join(too_far) if too_far else ''}", flush=True)
+    results = {"differences": found}
+    model, data = build(net), batch(net)
+    for task, ways, work in (("training", WAYS, training_work), ("inference", INFERENCE_WAYS, inference_work)):
+        contenders = [Inline("", way, {"images": len(data[0])}, work=work(model, way, data)) for way in ways]
+        measure(contenders, rounds)
+        print(f"\n{net}, {task}\n{table(contenders, contenders[0], 'images/s')}", flush=True)
+        results[task] = as_dict(contenders, contenders[0])
+    return results
+
+
+def markdown(results: dict, task: str) -> str:
+    """Rates of the stock model, and ratios of the others to it, as a table."""
+    ways = list(next(iter(results.values()))[task])
+    lines = [f"| {task} | {ways[0]}, images/s | {' | '.join(ways[1:])} |", "|---" * (len(ways) + 1) + "|"]
+    for net, found in results.items():
+        ratios = " | ".join(f"{found[task][way]['ratio']:.2f} ×" for way in ways[1:])
+        lines.append(f"| {net} | {found[task][ways[0]]['median']:.1f} | {ratios} |")
+    medians = (np.median([found[task][way]["ratio"] for found in results.values()]) for way in ways[1:])
+    return "\n".join([*lines, f"| median | | {' | '.join(f'{value:.2f} ×' for value in medians)} |"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    unknown = set(arguments.nets.split(",")) - set(NETS)
-    if unknown:
+    nets = arguments.nets.split(",")
+    if unknown := set(nets) - set(NETS):
         parser.error(f"--nets {','.join(sorted(unknown))} is not known; allowed: {', '.join(NETS)}")
+    if len(nets) == 1:
+        write_json(arguments.json, {nets[0]: measured(nets[0], arguments.rounds)})
+        return
     results = {}
-    for net in arguments.nets.split(","):
-        found = compare(net)
-        results[net] = {"differences": found}
-        too_far = [what for what, bound in BOUNDS.items() if found[what] > max(bound, 2 * found["of noise"])]
-        shown = ", ".join(f"{what} {value:.1e}" for what, value in found.items())
-        print(f"{net}, differences: {shown}{'; TOO FAR: ' + ', '.join(too_far) if too_far else ''}", flush=True)
-        for task in ("training", "inference"):
-            contenders = [Contender("benchmarks.keras_applications", w, {"net": net, "task": task}) for w in WAYS]
-            measure(contenders, arguments.rounds)
-            print(f"\n{net}, {task}\n{table(contenders, contenders[0], 'images/s')}", flush=True)
-            results[net][task] = as_dict(contenders, contenders[0])
-        write_json(arguments.json, results)
-    for task in ("training", "inference"):
-        for way in WAYS[1:]:
-            ratios = sorted(results[net][task][way]["ratio"] for net in results)
-            print(f"{task}, {way}: median {np.median(ratios):.2f}×, lowest {ratios[0]:.2f}×")
+    with tempfile.TemporaryDirectory() as folder:
+        for net in nets:  # each in a process of its own, whose memory is its own
+            path = Path(folder) / net
+            command = [sys.executable, "-m", "benchmarks.keras_applications", "--nets", net, "--json", str(path)]
+            subprocess.run([*command, "--rounds", str(arguments.rounds)], check=True)
+            results |= json.loads(path.read_text())
+            write_json(arguments.json, results)
+    print(f"\n{markdown(results, 'training')}\n\n{markdown(results, 'inference')}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[2].startswith("{"):
-        options = json.loads(sys.argv[2])
-        contender = train_contender if options["task"] == "training" else infer_contender
-        contender(options["net"], sys.argv[1])
-    else:
-        main()
+    main()
