@@ -43,6 +43,8 @@ def pytest_cmdline_main(config):
     whole = config.args_source is config.ArgsSource.TESTPATHS
     if whole and getattr(config.option, "numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
+        # In the order of their names: by default, files of one long test come last, and a process waits for the other.
+        config.option.loadscopereorder = False
 
 
 @pytest.fixture(autouse=True)
