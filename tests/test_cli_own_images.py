@@ -23,7 +23,7 @@ from resnet_tf.training.run_dir import describe_report
 from tests.conftest import exit_code, stopping_after, write_tree
 
 FLAGS = ("--model", "resnet8_v2", "--batch-size", "16", "--device", "cpu", "--precision", "float32")
-SMALL = ("--recipe", "he2016", "--input-size", "16", "--iterations", "12", "--eval-every", "5")
+SMALL = ("--recipe", "he2016", "--input-size", "16", "--iterations", "12", "--eval-every", "12")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def finished(tmp_path_factory, tree):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
         folder = tmp_path_factory.mktemp("runs") / "run"
-        return folder, run(folder, f"folder:{tree}")
+        return folder, run(folder, f"folder:{tree}", "--eval-every", "5")
 
 
 def without_rate(result):
@@ -69,7 +69,7 @@ def test_a_folder_of_files_trains_to_the_bits_of_the_same_images_in_memory(tmp_p
     labels = np.array([names.index(shapes.class_names[label]) for label in shapes.train.labels[order]], np.int32)
     in_memory = dataclasses.replace(shapes, class_names=tuple(names), train=Split(shapes.train.images[order], labels))
     monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: in_memory)
-    main([*FLAGS, "--dataset", "shapes", "--run-dir", str(tmp_path / "a"), "--iterations", "12", "--eval-every", "5"])
+    main([*FLAGS, "--dataset", "shapes", "--run-dir", str(tmp_path / "a"), *SMALL[-4:]])
     report = run(tmp_path / "b", f"folder:{tmp_path / 'tree'}")
     assert (report["train_images"], report["validation_images"]) == (180, 20)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")

@@ -11,7 +11,7 @@ from resnet_tf.config import make_config
 from resnet_tf.errors import UserError
 from resnet_tf.recipes import get_recipe, override
 
-FLAGS = ("--iterations", "4", "--eval-every", "2", "--precision", "float32", "--learning-rate", "0.001")
+FLAGS = ("--iterations", "4", "--eval-every", "4", "--precision", "float32", "--learning-rate", "0.001")
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
@@ -39,7 +39,8 @@ def test_a_run_with_everything(tmp_path, train, monkeypatch, optimizer, policy, 
 
 
 def test_an_early_end_is_in_the_report(tmp_path, train, capsys):
-    flags = [*FLAGS, "--iterations", "30", "--learning-rate", "0", "--warmup", "none", "--early-stopping", "2"]
+    flags = [*FLAGS, "--iterations", "30", "--eval-every", "2", "--learning-rate", "0", "--warmup", "none"]
+    flags += ["--early-stopping", "2"]
     report = train(tmp_path / "run", *flags)
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert report["iterations"] == 2 * len(rows) < 30

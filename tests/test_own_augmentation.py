@@ -33,7 +33,7 @@ class By:
 def shift(image, rng):
     return np.roll(image[:16, :16], By(int(rng.integers(0, 16))).rows, axis=0)
 """
-FLAGS = ("--iterations", "12", "--eval-every", "5", "--precision", "float32")
+FLAGS = ("--iterations", "12", "--eval-every", "12", "--precision", "float32")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import resnet_tf
 from tests.conftest import stopping_after
 
 OPTIONS = {"iterations": 6, "batch_size": 16, "evaluate_every": 3, "precision": "float32", "verbose": False}
+ONCE = {**OPTIONS, "evaluate_every": 6}  # where no more than the last evaluation is looked at
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def trained(arrays, tmp_path_factory):
 
 
 def test_arrays_train_as_the_data_set_of_the_same_images_does(arrays, shapes, trained):
-    named = resnet_tf.train("resnet8_v2", shapes, **OPTIONS)
+    named = resnet_tf.train("resnet8_v2", shapes, **ONCE)
     assert same(trained, named)
     assert trained.test["top1"] == named.test["top1"]
     assert trained.run_dir is not None
@@ -86,7 +87,7 @@ def test_interrupted_by_ctrl_c_the_same_call_goes_on_to_the_same_bits(trained, a
 def test_in_a_thread(trained, arrays):
     train, test = arrays
     results = []
-    thread = threading.Thread(target=lambda: results.append(resnet_tf.train("resnet8_v2", train, test=test, **OPTIONS)))
+    thread = threading.Thread(target=lambda: results.append(resnet_tf.train("resnet8_v2", train, test=test, **ONCE)))
     thread.start()
     thread.join()
     assert same(results[0], trained)
@@ -95,7 +96,7 @@ def test_in_a_thread(trained, arrays):
 def test_the_global_random_generators_stay_as_they_were(arrays):
     np.random.seed(5)
     expected = np.random.default_rng(0).random(), np.random.RandomState(5).rand()
-    resnet_tf.train("resnet8_v2", arrays[0], test=False, **OPTIONS)
+    resnet_tf.train("resnet8_v2", arrays[0], test=False, **ONCE)
     assert (np.random.default_rng(0).random(), np.random.rand()) == expected
 
 
@@ -109,7 +110,7 @@ def small_model(classes=10, **options):
 def test_a_keras_model_is_trained_as_it_is(arrays):
     model = small_model()
     before = [variable.numpy() for variable in model.variables]
-    result = resnet_tf.train(model, arrays[0], test=arrays[1], **OPTIONS)
+    result = resnet_tf.train(model, arrays[0], test=arrays[1], **ONCE)
     assert result.model is model
     assert not all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.variables, strict=True))
     assert result.test["images"] == 40
@@ -117,13 +118,13 @@ def test_a_keras_model_is_trained_as_it_is(arrays):
 
 def test_keras_models_that_cannot_be_trained_so(arrays):
     with pytest.raises(ValueError, match=r"model .* returns probabilities; expected logits"):
-        resnet_tf.train(small_model(activation="softmax"), arrays[0], **OPTIONS)
+        resnet_tf.train(small_model(activation="softmax"), arrays[0], **ONCE)
     with pytest.raises(ValueError, match="has 3 outputs, the data has 10 classes"):
-        resnet_tf.train(small_model(3), arrays[0], **OPTIONS)
+        resnet_tf.train(small_model(3), arrays[0], **ONCE)
     inputs = keras.Input((16, 16, 3))
     raw = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(inputs)))
     with pytest.warns(UserWarning, match=r"begin it with keras.layers.Rescaling"):
-        resnet_tf.train(raw, arrays[0], **OPTIONS)
+        resnet_tf.train(raw, arrays[0], **ONCE)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -131,7 +132,7 @@ def test_a_tf_dataset_with_its_own_batches(arrays, dtype):
     (images, labels), test = arrays
     data = tf.data.Dataset.from_tensor_slices((images.astype(dtype), labels)).batch(16, drop_remainder=True)
     held_out = tf.data.Dataset.from_tensor_slices((test[0].astype(dtype), test[1])).batch(15)
-    result = resnet_tf.train("resnet8_v2", data, validation=held_out, test=held_out, **OPTIONS)
+    result = resnet_tf.train("resnet8_v2", data, validation=held_out, test=held_out, **ONCE)
     assert not result.exact_resume
     assert result.report["steps_per_epoch"] == 12
     assert result.report["validation_images"] == 40
@@ -142,22 +143,22 @@ def test_a_tf_dataset_with_its_own_batches(arrays, dtype):
 def test_a_tf_dataset_resumes_where_it_was(arrays, tmp_path, monkeypatch):
     images, labels = arrays[0]
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16, drop_remainder=True)
-    whole = resnet_tf.train("resnet8_v2", data, **OPTIONS)
+    whole = resnet_tf.train("resnet8_v2", data, **ONCE)
     with monkeypatch.context() as patch:
         stopping_after(patch, 4, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **OPTIONS)
-    assert same(resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **OPTIONS), whole)
+            resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **ONCE)
+    assert same(resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **ONCE), whole)
 
 
 def test_tf_datasets_that_cannot_be_trained_on(arrays):
     images, labels = arrays[0]
     single = tf.data.Dataset.from_tensor_slices((images, labels))
     with pytest.raises(ValueError, match=r"expected batches \(B, H, W, C\): use dataset.batch\(128\)"):
-        resnet_tf.train("resnet8_v2", single, **OPTIONS)
+        resnet_tf.train("resnet8_v2", single, **ONCE)
     with pytest.raises(ValueError, match=r"infinite tf\.data\.Dataset; pass steps_per_epoch=N"):
-        resnet_tf.train("resnet8_v2", single.batch(16).repeat(), **OPTIONS)
-    result = resnet_tf.train("resnet8_v2", single.batch(16).repeat(), steps_per_epoch=2, **OPTIONS)
+        resnet_tf.train("resnet8_v2", single.batch(16).repeat(), **ONCE)
+    result = resnet_tf.train("resnet8_v2", single.batch(16).repeat(), steps_per_epoch=2, **ONCE)
     assert result.report["steps_per_epoch"] == 2
 
 
@@ -199,12 +200,12 @@ def test_options_that_are_refused(arrays, options, message):
 
 def test_keras_labels_and_integer_floats_are_taken(arrays, trained):
     images, labels = arrays[0]
-    result = resnet_tf.train("resnet8_v2", (images.astype(np.float64), labels[:, None]), test=arrays[1], **OPTIONS)
+    result = resnet_tf.train("resnet8_v2", (images.astype(np.float64), labels[:, None]), test=arrays[1], **ONCE)
     assert same(result, trained)
 
 
 def test_validation_images_of_ones_own(arrays):
-    result = resnet_tf.train("resnet8_v2", arrays[0], validation=arrays[1], test=False, **OPTIONS)
+    result = resnet_tf.train("resnet8_v2", arrays[0], validation=arrays[1], test=False, **ONCE)
     assert (result.report["train_images"], result.report["validation_images"]) == (200, 40)
     assert result.test is None
     metrics = resnet_tf.evaluate(result.model, arrays[1])
@@ -238,7 +239,7 @@ def test_an_augmentation_of_ones_own(arrays):
     def upside_down(image, rng):
         return np.ascontiguousarray(image[::-1])
 
-    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, augment=upside_down, **OPTIONS)
+    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, augment=upside_down, **ONCE)
     assert result.report["settings"]["augment"].endswith("upside_down")
 
 

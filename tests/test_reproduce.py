@@ -264,7 +264,7 @@ def test_what_a_short_run_of_a_large_network_showed(tmp_path):
 
 
 TINY = ("--dataset", "shapes", "--recipe", "quick", "--nets", "resnet8_v2")
-LENGTH = ("--iterations", "12", "--eval-every", "5", "--batch-size", "16")
+LENGTH = ("--iterations", "12", "--eval-every", "12", "--batch-size", "16")
 FLAGS = ("--", *LENGTH, "--device", "cpu", "--precision", "float32")
 
 
