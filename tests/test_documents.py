@@ -61,12 +61,20 @@ def fake_tune(*arguments, **options):
     return tuning.TuningResult({"learning_rate": 0.1}, 3, 0.9, 20, 5)
 
 
+@pytest.fixture(scope="module")
+def final(tmp_path_factory):
+    """The file of a model."""
+    file = tmp_path_factory.mktemp("model") / "final.keras"
+    resnet_tf.cifar_resnet(8).save(file)
+    return file
+
+
 @pytest.fixture
-def in_small(monkeypatch, tmp_path, small_data):
+def in_small(monkeypatch, tmp_path, small_data, final):
     """Makes what a document does small and quick, and takes back what it adds to the registries."""
     before = [(registry, dict(registry)) for registry in (CIFAR_NETWORKS, resnet_tf.RECIPES)]
     monkeypatch.chdir(tmp_path)
-    resnet_tf.cifar_resnet(8).save("final.keras")
+    shutil.copy(final, tmp_path)
     yield
     for registry, names in before:
         registry.clear()
@@ -141,18 +149,24 @@ def inline_commands():
             yield pytest.param("".join(code), id=f"{name_of(path)}: {''.join(code)[:40]}")
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch, finished_run, small_data, shapes):
+@pytest.fixture(scope="module")
+def named_files(tmp_path_factory, finished_run, shapes):
     """A folder with what the documents' commands name."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished_run[0], "runs/resnet20_v2-shapes-quick-seed0")
-    model = keras.models.load_model(finished_run[0] / "final.keras")
-    for name in ("some_model.keras", "resnet50.keras"):
-        model.save(name)
-    Path("folder").mkdir()
+    folder = tmp_path_factory.mktemp("named")
+    shutil.copytree(finished_run[0], folder / "runs" / "resnet20_v2-shapes-quick-seed0")
+    keras.models.load_model(finished_run[0] / "final.keras").save(folder / "some_model.keras")
+    shutil.copy(folder / "some_model.keras", folder / "resnet50.keras")
+    (folder / "folder").mkdir()
     for name in ("photo.png", "photo.jpg", "folder/other.png"):
-        cv2.imwrite(name, shapes.test.images[0])
-    return tmp_path
+        cv2.imwrite(str(folder / name), shapes.test.images[0])
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, named_files, small_data):
+    """A copy of that folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(named_files, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.pictures
