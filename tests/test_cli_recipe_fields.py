@@ -14,8 +14,7 @@ from resnet_tf.recipes import get_recipe, override
 FLAGS = ("--iterations", "4", "--eval-every", "4", "--precision", "float32", "--learning-rate", "0.001")
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize(("optimizer", "policy"), [("adam", "float32"), ("adamw", "mixed_float16")])
 def test_a_run_with_everything(tmp_path, train, monkeypatch, optimizer, policy, shapes):
     make, given = fitting.make_train_step, []
 

@@ -61,7 +61,7 @@ def test_synchronized_statistics_bear_a_large_mean(twins):
 
 def test_two_workers_do_what_two_mirrored_replicas_do(tmp_path, small_folder):
     flags = (*TINY, *small_folder, "--validation-size", "51", "--learning-rate", "0.01")
-    flags = (*flags, "--iterations", "6", "--eval-every", "3")
+    flags = (*flags, "--iterations", "6", "--eval-every", "6")
     mirrored = alone(tmp_path / "mirrored", *flags, "--strategy", "mirrored", "--replicas", "2")
     workers = together(2, tmp_path / "workers", *flags)
     assert farthest(mirrored, workers) <= 1e-5
