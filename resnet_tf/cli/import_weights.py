@@ -60,17 +60,7 @@ def _renaming(text: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Import a checkpoint and save the model with its sidecar.
-
-    Args:
-        argv: flags, see `--help`.
-
-    Returns:
-        The sidecar: class_names, preprocessing, model, builder, dataset and where the weights come from.
-
-    Raises:
-        UserError: a flag or the checkpoint is not as it must be; nothing is written.
-    """
+    """Import a checkpoint and save the model with its sidecar, which is returned."""
     arguments = make_parser().parse_args(argv)
     output = Path(arguments.output)
     if output.suffix != ".keras":
