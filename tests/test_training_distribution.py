@@ -181,9 +181,15 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def read_only(path):
+    folder = RunDir(path)
+    folder.read_only = True  # as `train` says where it is not the chief
+    return folder
+
+
 def other_worker(path, chief, last):
     """The checkpoints of a worker that is not the chief; the others have loaded those of the steps given."""
-    return CheckpointManager(RunDir(path, read_only=True), print, Workers((chief,), (last,)))
+    return CheckpointManager(read_only(path), print, Workers((chief,), (last,)))
 
 
 def checkpoints_in(path, *steps):
@@ -206,7 +212,7 @@ def test_a_worker_reads_the_checkpoint_and_writes_nothing(tmp_path, capsys):
     checkpoints.save({"w": variable}, TrainState(step=6))
     assert checkpoints.saved_step == 6  # as the chief, so that both decide alike
     assert checkpoints.try_write("a file", lambda: pytest.fail("it wrote"))
-    run_dir = RunDir(tmp_path, read_only=True)
+    run_dir = read_only(tmp_path)
     run_dir.lock()
     run_dir.create({"model": "resnet8_v1"})
     run_dir.log("a line")
