@@ -77,8 +77,12 @@ def suppress_output(handles: Sequence[int] = (1, 2)) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_python_on_stderr() -> Iterator[None]:
-    """Swallow what C libraries print on stderr, but not what Python does; for the main thread of a command."""
-    if sys.stderr is None or sys.stderr is not sys.__stderr__:  # closed, a notebook's or a test's
+    """Swallow what C libraries print on stderr, but not what Python does; does nothing in other than the main thread.
+
+    The stream is the whole process', and threads that put it aside by turns would leave it aside.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or sys.stderr is None or sys.stderr is not sys.__stderr__:  # closed, a notebook's or a test's
         yield
         return
     with contextlib.ExitStack() as stack:

@@ -69,6 +69,29 @@ print("last", file=sys.stderr)
     assert (done.stdout, done.stderr) == ("", "first\ndamaged or truncated\nlast\n")
 
 
+def test_other_threads_leave_the_stderr_of_the_process_alone():
+    code = """
+import os, sys, threading
+from resnet_tf.process import only_python_on_stderr
+entered, left = threading.Event(), threading.Event()
+def first():
+    with only_python_on_stderr():
+        entered.set()
+        left.wait()
+def second():
+    entered.wait()
+    with only_python_on_stderr():
+        os.write(2, b"a library ")
+    left.set()
+threads = [threading.Thread(target=first), threading.Thread(target=second)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("last", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "a library last\n")
+
+
 def test_an_error_names_its_argument():
     with pytest.raises(ValueError, match="no such depth") as caught:
         raise UserError("no such depth", argument="depth")
