@@ -100,6 +100,17 @@ def test_closed_streams(closed, tmp_path):
     assert subprocess.run(["sh", "-c", failing], cwd=ROOT, capture_output=True, check=False).returncode == 2
 
 
+def test_a_failing_download_is_one_line(tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": ""}
+    command = [sys.executable, "-m", "resnet_tf", "train", "--dataset", "cifar10", "--run-dir", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": ROOT} | nowhere
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("resnet-tf: error: CIFAR-10 is not in ")
+    assert "its download failed" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_names_in_files_control_no_terminal(capsys):
     def command(argv):
         print("caf\u00e9 \x1b]0;owned\x07")

@@ -137,6 +137,14 @@ def test_an_archive_without_state(tmp_path):
         checkpoint.load_newest(tmp_path)
 
 
+def test_a_damaged_zip_under_a_right_checksum(tmp_path):
+    save(tmp_path, 5, 10)
+    path = tmp_path / "step-000000010.npz"
+    flip_a_bit(path)
+    path.with_suffix(".sha256").write_text(sha256_of(path))
+    assert_newest(tmp_path, 5, damaged=["step-000000010.npz"])
+
+
 def test_files_of_other_names_are_left_alone(tmp_path):
     (tmp_path / "step-abc.npz").write_bytes(b"mine")
     (tmp_path / ".new-step-000000099.npz").write_bytes(b"half")
