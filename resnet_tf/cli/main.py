@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO, cast
 
 from resnet_tf import __version__
-from resnet_tf.config import OPTIONS, PRECISIONS, TrainConfig
 from resnet_tf.errors import UserError, printable
 from resnet_tf.files import check_outputs
 from resnet_tf.recipes import attribute_texts, floats
@@ -91,11 +90,15 @@ def add_flags(group: Any, cls: type, fields: Iterable[dataclasses.Field], defaul
 
 def add_train_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the flags of `train` with these names of fields."""
+    from resnet_tf.config import OPTIONS, TrainConfig  # here: --help alone does without NumPy, which it imports
+
     add_flags(parser, TrainConfig, [field for field in OPTIONS if field.name in names])
 
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of how a model runs."""
+    from resnet_tf.config import PRECISIONS
+
     group = parser.add_argument_group("for a model that takes scaled pixels and does not scale them itself")
     group.add_argument("--input-scale", type=ratio, metavar="X", help="times this after --mean, such as 1/255")
     group.add_argument(
