@@ -1,6 +1,6 @@
 """Training step and inference of the networks of keras.applications, stock against their fused view.
 
-    python -m benchmarks.keras_applications [--nets ResNet50,VGG16] [--rounds 5] [--json FILE]
+    python -m benchmarks.keras_applications [--nets ResNet50,VGG16] [--rounds 5] [--scale 1] [--json FILE]
 
 A step is forward, backward and an update of SGD with momentum, compiled, on a constant batch; "stock float32" is what
 `fit` compiles. Weights are random. First the outputs and gradients of the float32 view are compared with the stock
@@ -50,10 +50,10 @@ def build(net: str):
     return getattr(keras.applications, net)(input_shape=(side, side, 3), **options)
 
 
-def batch(net: str):
+def batch(net: str, scale: int = 1):
     import tensorflow as tf
 
-    count, side = NETS[net]
+    count, side = scale * NETS[net][0], NETS[net][1]
     rng = np.random.default_rng(0)
     # Smooth, and unlike each other: on noise all pixels of the last layers were alike, and their difference rounding.
     images = tf.image.resize(rng.uniform(0, 255, (count, 5, 5, 3)), (side, side), "bicubic").numpy().clip(0, 255)
@@ -172,14 +172,14 @@ def compare(net: str) -> dict[str, float]:
     }
 
 
-def measured(net: str, rounds: int) -> dict:
+def measured(net: str, rounds: int, scale: int) -> dict:
     """Differences and rates of one network, printed as they come."""
     found = compare(net)
     too_far = [what for what, bound in BOUNDS.items() if found[what] > max(bound, 2 * found["of noise"])]
     shown = ", ".join(f"{what} {value:.1e}" for what, value in found.items())
     print(f"{net}, differences: {shown}{'; TOO FAR: ' + ', '.join(too_far) if too_far else ''}", flush=True)
     results = {"differences": found}
-    model, data = build(net), batch(net)
+    model, data = build(net), batch(net, scale)
     for task, ways, work in (("training", WAYS, training_work), ("inference", INFERENCE_WAYS, inference_work)):
         contenders = [Inline("", way, {"images": len(data[0])}, work=work(model, way, data)) for way in ways]
         measure(contenders, rounds)
@@ -203,20 +203,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=int, default=1, help="times as many images in a batch (default: 1)")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     nets = arguments.nets.split(",")
     if unknown := set(nets) - set(NETS):
         parser.error(f"--nets {','.join(sorted(unknown))} is not known; allowed: {', '.join(NETS)}")
     if len(nets) == 1:
-        write_json(arguments.json, {nets[0]: measured(nets[0], arguments.rounds)})
+        write_json(arguments.json, {nets[0]: measured(nets[0], arguments.rounds, arguments.scale)})
         return
+    options = ["--rounds", str(arguments.rounds), "--scale", str(arguments.scale)]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for net in nets:  # each in a process of its own, whose memory is its own
             path = Path(folder) / net
             command = [sys.executable, "-m", "benchmarks.keras_applications", "--nets", net, "--json", str(path)]
-            subprocess.run([*command, "--rounds", str(arguments.rounds)], check=True)
+            subprocess.run([*command, *options], check=True)
             results |= json.loads(path.read_text())
             write_json(arguments.json, results)
     print(f"\n{markdown(results, 'training')}\n\n{markdown(results, 'inference')}")
