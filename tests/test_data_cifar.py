@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -158,6 +159,21 @@ def test_the_original_is_known_by_the_files_md5(tmp_path, monkeypatch):
     kind = cifar.KINDS["cifar100"]
     monkeypatch.setitem(cifar.KINDS, "cifar100", type(kind)(**{**vars(kind), "md5": sums}))
     assert load_dataset("cifar100", write_folder(tmp_path, files)).source == "original"
+
+
+@pytest.mark.parametrize("version", ["python", "binary"])
+def test_the_original_is_known_by_its_images_in_any_files(tmp_path, monkeypatch, version):
+    kind = cifar.KINDS["cifar10"]
+    # Of the 50,000 and 10,000 images of the official files, whose MD5 sums are those of the authors' page.
+    assert [digest[:8] for digest in kind.content] == ["031aaec0", "543c4c74"]
+    write_folder(tmp_path, official("cifar10", version))
+    data = load_dataset("cifar10", tmp_path)
+    assert data.source == "unrecognized copy"
+    content = (fingerprint(data.train), fingerprint(data.test))
+    monkeypatch.setitem(cifar.KINDS, "cifar10", dataclasses.replace(kind, content=content))
+    assert load_dataset("cifar10", tmp_path).source == "original"
+    monkeypatch.setitem(cifar.KINDS, "cifar10", dataclasses.replace(kind, content=(content[0], "0")))
+    assert load_dataset("cifar10", tmp_path).source == "unrecognized copy"
 
 
 def test_the_jpeg_copy_is_known_by_its_test_images(tmp_path, monkeypatch):

@@ -42,7 +42,8 @@ class CifarInfo:
     python_folder: str
     binary_folder: str
     sha256: str
-    md5: tuple[str, ...]
+    md5: tuple[str, ...]  # of the files of the Python version
+    content: tuple[str, ...] = ()  # fingerprints of the images to train and to test on, in whatever files
 
     def files(self, suffix: str) -> tuple[str, ...]:
         return tuple(name + suffix for name in (*self.train, self.test))
@@ -79,6 +80,10 @@ KINDS = {
             "634d18415352ddfa80567beed471001a",
             "482c414d41f54cd18b22e5b47cb7c3cb",
             "40351d587109b95175f43aff81a1287e",
+        ),
+        content=(
+            "031aaec00b1cad0e6b78899221fafe66bbf8c81337867813838a196c01589ad6",
+            "543c4c74cd4daa69c9ace9d83e9f92829c4faee2d8744088b45ab313fc73e25e",
         ),
     ),
     "cifar100": CifarInfo(
