@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels [--rounds 9]
 
-Batches of 8 images. What comes in and goes out is bfloat16, as between the layers of a view, so that float32 pays for the
-conversions; "× as fast" above 1 speaks for bfloat16. Nothing else should run.
+Batches of 8 images. What comes in and goes out is bfloat16, as between the layers of a view, so that float32 pays for
+the conversions; a ratio above 1 speaks for bfloat16. Nothing else should run.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     cases = [*(normalization(c) for c in CHANNELS), *(depthwise(*d) for d in DEPTHWISE)]
     cases += [convolution(*c) for c in CONVOLUTIONS]
-    print("| | float32, ms | bfloat16, ms | × as fast |\n|---|---|---|---|")
+    print("| | float32, ms | bfloat16, ms | ratio |\n|---|---|---|---|")
     for name, run, shape, weights in cases:
         steps = [timed(work(run, shape, weights, dtype)) for dtype in (tf.float32, tf.bfloat16)]
         times = [[200 * step(5) for step in steps] for _ in range(rounds + 1)][1:]
