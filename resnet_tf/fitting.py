@@ -272,6 +272,7 @@ class _Run:
         checkpoint_steps, checkpoint_seconds = config.checkpoint_interval
         logger = TrainLogger(self.run_dir, length, loader.steps_per_epoch, loader.batch_size, verbose=self.verbose)
         callbacks = make_callbacks(self, logger.log)
+        switch, how = config.unfreeze_at, (self._make_steps, logger.log, config.freeze, config.train_bn)
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
@@ -290,7 +291,7 @@ class _Run:
             rollbacks=3 if config.on_nan == "rollback" else 0,
             patience=config.recipe.early_stopping,
             on_evaluation=callbacks,
-            unfreeze=None if config.unfreeze_at is None else self._unfreeze_at(config.unfreeze_at, logger.log),
+            unfreeze=None if switch is None else UnfreezeAt(self.model, switch, *how),
             ema_model=self.ema_model,
             distribution=self.distribution,
         )
@@ -311,10 +312,6 @@ class _Run:
     def _evaluator(self, subset: Any) -> Evaluator:
         classes = len(self.data.class_names)
         return make_evaluator(self.eval_model, subset, classes, self.distribution, self.data.image_dtype)
-
-    def _unfreeze_at(self, step: int, log: Callable[[str], None]) -> UnfreezeAt:
-        config = self.config
-        return UnfreezeAt(self.model, step, self._make_steps, log, freeze=config.freeze, train_bn=config.train_bn)
 
     def _save_best(self, best: dict[str, Any]) -> None:
         with all_trainable(self.eval_model):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resnet_tf.config import AnyPrecision
 from resnet_tf.data.image_folder import image_files
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
-from resnet_tf.data.image_ops import ResizeCenterCrop
+from resnet_tf.data.transforms import ResizeCenterCrop
 from resnet_tf.errors import UserError
 from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
 from resnet_tf.pretrained.zoo import imagenet_classes

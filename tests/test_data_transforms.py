@@ -5,10 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from resnet_tf.data import image_ops as color
+from resnet_tf.data import transforms as color
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import cv2
-from resnet_tf.data.image_ops import BOX_DRAWS, ResizeCenterCrop, crop, flip, random_box, resize, rotate
 from resnet_tf.data.loader import (
     ArraySource,
     FileSource,
@@ -19,13 +18,20 @@ from resnet_tf.data.loader import (
 )
 from resnet_tf.data.transforms import (
     AUGMENTATIONS,
+    BOX_DRAWS,
     CustomTransform,
     NoTransform,
     PadCropFlip,
     RandomCropFlip,
+    ResizeCenterCrop,
     StrongAugment,
+    crop,
     custom_transforms,
+    flip,
     make_transforms,
+    random_box,
+    resize,
+    rotate,
 )
 from resnet_tf.errors import UserError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from resnet_tf.data.image_io import UnreadableImageError, cv2, decode_image, read_bytes, read_image
-from resnet_tf.data.image_ops import ResizeCenterCrop, resize
 from resnet_tf.data.image_size import JpegInfo, inspect_jpeg, stored_size
+from resnet_tf.data.transforms import ResizeCenterCrop, resize
 
 # Pillow 13: Image.new("CMYK", (16, 16), (10, 200, 90, 40)).save(file, "JPEG", quality=95), which it converts to RGB
 # (207, 46, 139).

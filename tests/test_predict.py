@@ -12,7 +12,7 @@ import pytest
 
 from resnet_tf.cli.main import main
 from resnet_tf.data.image_io import UnreadableImageError
-from resnet_tf.data.image_ops import ResizeCenterCrop
+from resnet_tf.data.transforms import ResizeCenterCrop
 from resnet_tf.errors import UserError
 from resnet_tf.prediction import classify, crop_of, expand_patterns
 

@@ -1,18 +1,49 @@
-"""A user's augmentation, by the name that `augment` gives it: FILE.py:FUNCTION or MODULE:FUNCTION."""
+"""A user's augmentation: a function, or its name as `augment` gives it, FILE.py:FUNCTION or MODULE:FUNCTION."""
 
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_tf.errors import UserError
 from resnet_tf.files import sha256_of
+
+CustomFunction = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
+
+
+class CustomTransform:
+    """A user's function of a read-only uint8 image (H, W, C) and the image's own generator; returns (size, size, C)."""
+
+    def __init__(self, function: CustomFunction, size: int) -> None:
+        self._function, self._size = function, size
+
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(0, 2**64, (count, 1), np.uint64)
+
+    def apply(self, image: NDArray[np.uint8], params: np.ndarray) -> NDArray[np.uint8]:
+        name = getattr(self._function, "__name__", type(self._function).__name__)
+        original = image.view()
+        original.flags.writeable = False
+        try:
+            varied = self._function(original, np.random.default_rng(int(params[0])))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{where.filename}, line {where.lineno}"
+            raise UserError(f"the augmentation {name} raised {type(error).__name__}: {error} ({place})") from error
+        expected = (self._size, self._size, image.shape[2])
+        if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != expected:
+            got = f"{varied.dtype} {varied.shape}" if isinstance(varied, np.ndarray) else type(varied).__name__
+            raise UserError(f"the augmentation {name} returned {got}; it must return uint8 {expected}")
+        return varied
 
 
 def is_function_name(name: Any) -> bool:

@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_tf.data.dataset import Channels
 from resnet_tf.data.image_folder import ImageFiles
 from resnet_tf.data.image_io import Pixels, UnreadableImageError, read_image
-from resnet_tf.data.image_ops import ResizeCenterCrop
-from resnet_tf.data.transforms import Transform
+from resnet_tf.data.transforms import ResizeCenterCrop, Transform
 from resnet_tf.errors import UserError
 
 # Not 0: numpy gives the keys [seed, 0, 0] and [seed] the same stream.

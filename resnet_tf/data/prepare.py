@@ -15,7 +15,6 @@ from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function, name_of
 from resnet_tf.data.dataset import Channels, Dataset, Split, fingerprint, is_image_dataset, stratified_split
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
-from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.data.loader import (
     ArraySource,
     DataSource,
@@ -28,6 +27,7 @@ from resnet_tf.data.loader import (
 from resnet_tf.data.tf_batches import TfData, TfSubset
 from resnet_tf.data.transforms import (
     PadCropFlip,
+    ResizeCenterCrop,
     Transform,
     TransformPair,
     custom_transforms,

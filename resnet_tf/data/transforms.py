@@ -1,25 +1,49 @@
-"""Augmentation for training, and the matching resize and crop for evaluation."""
+"""Augmentation for training, the resize and crop of evaluation, and what they do to uint8 images (H, W, C)."""
 
 import itertools
 import math
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_tf.config import AUGMENTATIONS
-from resnet_tf.data import image_ops as ops
+from resnet_tf.data.custom_transform import CustomFunction, CustomTransform
 from resnet_tf.data.image_io import Pixels, cv2
-from resnet_tf.data.image_ops import ResizeCenterCrop
 from resnet_tf.errors import UserError
 
-CustomFunction = Callable[[Pixels, np.random.Generator], Pixels]
+Box = tuple[int, int, int, int]  # top, left, height, width
 
+# Tries at a box that fits before the largest centered one is taken; the random numbers that they need.
+BOX_TRIES = 10
+BOX_DRAWS = 2 * BOX_TRIES + 2
+
+_LEVELS = np.arange(256, dtype=np.float64)
 _BORDERS = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
 _OPENCV_SCALAR_CHANNELS = 4
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """Resize the shorter side to `resize` pixels and cut the center (height, width); None squashes the whole image.
+
+    The fields are written to sidecars.
+    """
+
+    resize: int | None
+    height: int
+    width: int
+
+    def __call__(self, image: Pixels) -> Pixels:
+        if self.resize is not None:
+            # Cut before it is resized, so that an image of any proportions takes no more memory than it has.
+            rows, columns, _ = image.shape
+            zoom = max(self.resize / min(rows, columns), self.height / rows, self.width / columns)
+            image = image[_center(rows, self.height / zoom), _center(columns, self.width / zoom)]
+        return resize(image, self.height, self.width)
 
 
 class Transform(Protocol):
@@ -67,7 +91,7 @@ class PadCropFlip:
         height, width, _ = image.shape
         cropped: Pixels = self._padded(image)[dy : dy + height, dx : dx + width]
         # OpenCV drops the channel axis of a single-channel image.
-        return ops.flip(cropped.reshape(image.shape), bool(mirror), False)
+        return flip(cropped.reshape(image.shape), bool(mirror), False)
 
     def _padded(self, image: Pixels) -> np.ndarray:
         pad, (height, width, channels) = self.pad, image.shape
@@ -146,12 +170,12 @@ class RandomCropFlip:
 
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw the box's numbers, then the flip's, float32 (count, 23) in [0, 1)."""
-        return rng.random((count, ops.BOX_DRAWS + 1), np.float32)
+        return rng.random((count, BOX_DRAWS + 1), np.float32)
 
     def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
         *box, mirror = params.tolist()
-        cropped = ops.crop(image, ops.random_box(image.shape[0], image.shape[1], box, self.scale, self.ratio))
-        return ops.flip(ops.resize(cropped, self.size, self.size), mirror < 0.5, False)
+        cropped = crop(image, random_box(image.shape[0], image.shape[1], box, self.scale, self.ratio))
+        return flip(resize(cropped, self.size, self.size), mirror < 0.5, False)
 
 
 @dataclass(frozen=True)
@@ -181,18 +205,18 @@ class StrongAugment:
 
     def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
         angle, left_right, upside_down, *changes, order, grayness = params.tolist()
-        image = ops.resize(image, self.squashed, self.squashed)
-        image = ops.rotate(image, self.degrees * (2 * angle - 1), self.size, self.size)
-        image = ops.flip(image, left_right < 0.5, upside_down < 0.5)
+        image = resize(image, self.squashed, self.squashed)
+        image = rotate(image, self.degrees * (2 * angle - 1), self.size, self.size)
+        image = flip(image, left_right < 0.5, upside_down < 0.5)
         image = self._jitter(image, changes, order)
-        return ops.to_grayscale(image) if grayness < self.gray else image
+        return to_grayscale(image) if grayness < self.gray else image
 
     def _jitter(self, image: Pixels, changes: list[float], order: float) -> Pixels:
         adjustments = (
-            (ops.adjust_brightness, self.brightness, 1),
-            (ops.adjust_contrast, self.contrast, 1),
-            (ops.adjust_saturation, self.saturation, 1),
-            (ops.adjust_hue, self.hue, 0),
+            (adjust_brightness, self.brightness, 1),
+            (adjust_contrast, self.contrast, 1),
+            (adjust_saturation, self.saturation, 1),
+            (adjust_hue, self.hue, 0),
         )
         for i in _JITTER_ORDERS[int(order * len(_JITTER_ORDERS))]:
             adjust, reach, neutral = adjustments[i]
@@ -200,27 +224,97 @@ class StrongAugment:
         return image
 
 
-class CustomTransform:
-    """A user's function of a read-only uint8 image (H, W, C) and the image's own generator; returns (size, size, C)."""
+def _center(length: int, wanted: float) -> slice:
+    size = min(length, max(1, round(wanted)))
+    start = (length - size) // 2
+    return slice(start, start + size)
 
-    def __init__(self, function: CustomFunction, size: int) -> None:
-        self._function, self._size = function, size
 
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.integers(0, 2**64, (count, 1), np.uint64)
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize by averaging where an image gets no larger either way, else by linear interpolation."""
+    rows, columns, channels = image.shape
+    if (rows, columns) == (height, width):
+        return image
+    shrinks = height <= rows and width <= columns
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: Pixels = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
+    # OpenCV drops the channel axis of a single-channel image.
+    return resized.reshape(height, width, channels)
 
-    def apply(self, image: Pixels, params: np.ndarray) -> Pixels:
-        name = getattr(self._function, "__name__", type(self._function).__name__)
-        original = image.view()
-        original.flags.writeable = False
-        try:
-            varied = self._function(original, np.random.default_rng(int(params[0])))
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.filename}, line {where.lineno}"
-            raise UserError(f"the augmentation {name} raised {type(error).__name__}: {error} ({place})") from error
-        expected = (self._size, self._size, image.shape[2])
-        if not isinstance(varied, np.ndarray) or varied.dtype != np.uint8 or varied.shape != expected:
-            got = f"{varied.dtype} {varied.shape}" if isinstance(varied, np.ndarray) else type(varied).__name__
-            raise UserError(f"the augmentation {name} returned {got}; it must return uint8 {expected}")
-        return varied
+
+def random_box(
+    height: int, width: int, draws: Sequence[float], scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Choose a box of an image by area, then width / height (evenly on a logarithmic scale), then place.
+
+    `draws` are `BOX_DRAWS` numbers in [0, 1): area and ratio of each try, then top and left.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(BOX_TRIES):
+        area = height * width * (scale[0] + draws[2 * i] * (scale[1] - scale[0]))
+        shape = math.exp(low + draws[2 * i + 1] * (high - low))
+        rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < rows <= height and 0 < columns <= width:
+            down, right = draws[-2:]
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    rows, columns = min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def crop(image: Pixels, box: Box) -> Pixels:
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
+
+
+def rotate(image: Pixels, degrees: float, height: int, width: int) -> Pixels:
+    """Rotate counter-clockwise about the center and cut out the center (height, width); outside is black."""
+    rows, columns = image.shape[:2]
+    # Coordinates are of pixel centers, so the middle of n pixels is at (n − 1) / 2.
+    matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
+    matrix[:, 2] -= (columns - width) / 2, (rows - height) / 2
+    rotated: Pixels = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    return rotated.reshape(height, width, image.shape[2])
+
+
+def flip(image: Pixels, left_right: bool, upside_down: bool) -> Pixels:
+    if not (left_right or upside_down):
+        return image
+    code = -1 if left_right and upside_down else int(left_right)
+    mirrored: Pixels = cv2.flip(image, code)
+    return mirrored.reshape(image.shape)
+
+
+def adjust_brightness(image: Pixels, factor: float) -> Pixels:
+    return _map_levels(image, factor * _LEVELS)
+
+
+def adjust_contrast(image: Pixels, factor: float) -> Pixels:
+    mean = float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
+    return _map_levels(image, mean + factor * (_LEVELS - mean))
+
+
+def adjust_saturation(image: Pixels, factor: float) -> Pixels:
+    """Move every pixel away from its own gray by a factor, or toward it by one below 1."""
+    saturated: Pixels = cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, 0)
+    return saturated
+
+
+def adjust_hue(image: Pixels, turns: float) -> Pixels:
+    """Turn the hue by a part of the color circle, in float32: OpenCV's 8-bit HSV has steps that are seen."""
+    if turns == 0:
+        return image
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = np.mod(hsv[..., 0] + np.float32(360 * turns), np.float32(360))
+    return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)
+
+
+def to_grayscale(image: Pixels) -> Pixels:
+    """Replace every pixel by its luma, 0.299 R + 0.587 G + 0.114 B, in three equal channels."""
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    gray: Pixels = cv2.merge((luma, luma, luma))
+    return gray
+
+
+def _map_levels(image: Pixels, levels: NDArray[np.float64]) -> Pixels:
+    mapped: Pixels = cv2.LUT(image, np.rint(levels).clip(0, 255).astype(np.uint8))
+    return mapped
