@@ -83,7 +83,7 @@ class TrainConfig:
         run_dir: the run's directory; runs/<model>[-<shortcut>]-<dataset>-<recipe>-seed<k> on the command line.
         overwrite: start anew where a run exists.
         device: auto, cpu, gpu or gpu:N.
-        precision: auto is the fastest native one.
+        precision: auto is the fastest one on the device.
         threads: threads an operation may use; one per core on the command line, from Python as they are.
         steps_per_execution: steps in one compiled call; by default 1, on GPUs 10 for small images.
         keep_on_device: hold images in the device's memory and vary them there; by default CIFAR's on GPUs.
