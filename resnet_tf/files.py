@@ -192,7 +192,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 def read_json(path: Path, shape: Any, advice: str) -> dict[str, Any]:
     """Read a JSON object of this shape; UserError, with what to do, where the file is missing, damaged or other."""
     try:
-        value = json.loads(read_text(path))
+        value = parse_json(read_text(path))
         _check_depth(value)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {advice}") from error
@@ -201,6 +201,17 @@ def read_json(path: Path, shape: Any, advice: str) -> dict[str, Any]:
     if (found := misfit(value, shape)) is not None:
         raise UserError(f"{path} {found}; {advice}")
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON that we wrote; ValueError also for whole numbers that arithmetic with fractions could not represent."""
+
+    def whole(digits: str) -> int:
+        if len(digits) > 100:
+            raise ValueError(f"it has a number of {len(digits)} digits")
+        return int(digits)
+
+    return json.loads(text, parse_int=whole)
 
 
 def _check_depth(value: Any) -> None:

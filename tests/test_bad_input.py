@@ -31,6 +31,7 @@ RUNS = {
     "text": ("settings.json", "run 17", "settings.json cannot be read"),
     "bytes": ("settings.json", "\udcff", "settings.json cannot be read"),
     "number": ("settings.json", '{"seed": 1' + "0" * 5000 + "}", "settings.json cannot be read"),
+    "digits": ("report.json", {"test": {"loss": 10**310, "top1": 1, "top5": 1, "images": 1}}, "a number of 311 digits"),
     "empty": ("settings.json", "{}", "settings.json lacks data.fingerprint, data.source, dataset, model"),
     "model": ("settings.json", {"model": 5}, "has 5 as model, not a text"),
     "seed": ("settings.json", {"seed": "0"}, "has '0' as seed, not a whole number"),

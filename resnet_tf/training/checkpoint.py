@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, short
-from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, replacing, sha256_of, write_text
+from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, parse_json, replacing, sha256_of, write_text
 from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.logs import RECORD, History, StepLog, check_history
 from resnet_tf.training.run_dir import RunDir
@@ -88,7 +88,7 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]]:
             raise ValueError("its state is too long")
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
-    state = json.loads(arrays.pop(_STATE).tobytes())
+    state = parse_json(arrays.pop(_STATE).tobytes())
     if not isinstance(state, dict) or state.get("step") != int(path.stem.removeprefix("step-")):
         raise ValueError("its state is of another iteration")
     return arrays, state
