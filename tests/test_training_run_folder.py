@@ -4,7 +4,7 @@ import pytest
 
 from resnet_tf.errors import UserError
 from resnet_tf.reports.runs import describe_diff
-from resnet_tf.training.run_dir import RunDir
+from resnet_tf.training.run_dir import RunDir, describe_report
 
 HOLD = """
 import sys
@@ -160,3 +160,8 @@ def test_difference_of_settings():
     many = describe_diff(dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2))
     assert many.count(";") == 3
     assert len(describe_diff({"a": "x" * 1_000}, {})) < 120
+
+
+def test_a_report_of_before_validation_accuracies_were_written(tmp_path):
+    line = describe_report({"iterations": 3, "test": None, "training": {}}, tmp_path)
+    assert line == "no test images and no validation images: nothing is known of its accuracy after 3 iterations"

@@ -152,7 +152,7 @@ def describe_report(report: dict[str, Any], folder: Path) -> str:
     if test is not None:
         of = f"loss {test['loss']:.4f}, {test['images']} images, {report['settings']['data.source']}"
         lines = [f"test accuracy {100 * test['top1']:.2f} % ({of}) after {last}"]
-    elif (accuracy := report["training"]["last_validation_accuracy"]) is not None:
+    elif (accuracy := report["training"].get("last_validation_accuracy")) is not None:
         validation = f"validation accuracy {100 * accuracy:.2f} % ({report['validation_images']} images)"
         lines = [f"no test images; {validation} after {last}"]
     else:

@@ -101,6 +101,7 @@ class Run:
         arguments = (self.name, self.next, self.last, self.left, self.folder)
         program = "import sys\nfrom tests.fuzz.harness import child\n"
         program += "n, a, b, t, f = sys.argv[1:]\nchild(n, int(a), int(b), float(t), f)\n"
+        program += "import os\nos._exit(0)\n"  # the end of an interpreter with TensorFlow takes its time
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         quiet = {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENCV_LOG_LEVEL": "OFF"}
         output = open(self.folder / "output", "ab")  # noqa: SIM115

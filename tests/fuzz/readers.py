@@ -377,7 +377,7 @@ def checkpoint_samples(folder):
 
 def damage_state(rng, content):
     """The .npy of a state, whose JSON is damaged and whose header is right."""
-    start = content.index(b"\n") + 1
+    start = content.find(b"\n") + 1
     text = damage_json(rng, content[start:])
     file = io.BytesIO()
     np.save(file, np.frombuffer(text, np.uint8))
