@@ -150,6 +150,12 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk:
     known = {path: check for path in paths if (check := cache.get(path)) is not None}
     unknown = sorted(paths - known.keys())
     checks: dict[str, FileCheck] = {}
+
+    def check_several(paths: Sequence[str]) -> int:
+        for path in paths:
+            checks[path] = check_image(path)  # in place: what an interrupted check has found is kept
+        return len(paths)
+
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="check")
     try:
         # libpng and libjpeg tell stderr what they bear with. No bar where it is not a terminal.
@@ -159,9 +165,10 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk:
         ):
             for start in range(0, len(unknown), chunk):  # a million futures would take memory
                 some = unknown[start : start + chunk]
-                for path, check in zip(some, pool.map(check_image, some), strict=True):
-                    checks[path] = check
-                    bar.update()
+                # Several at a time: threads that wait for the interpreter after each small file take a tenth more.
+                parts = [some[at : at + 16] for at in range(0, len(some), 16)]
+                for count in pool.map(check_several, parts):
+                    bar.update(count)
     finally:
         pool.shutdown(cancel_futures=True)
         # What an interrupted check has found is found.

@@ -7,14 +7,11 @@ import os
 import re
 import shutil
 import sys
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from resnet_tf.errors import UserError
 from resnet_tf.files import read_json, replacing, sha256_of
@@ -198,6 +195,10 @@ def _has_checksum(path: Path, name: str) -> bool:
 
 
 def _fetch(name: str, path: Path) -> None:
+    import urllib.request  # here, since --help knows the networks and downloads nothing
+
+    from tqdm import tqdm
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(ADDRESS + name, timeout=_TIMEOUT) as response, replacing(path) as temporary:
