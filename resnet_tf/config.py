@@ -31,6 +31,7 @@ IDENTITY_PADDINGS = ("center", "end")
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AnyPrecision = Precision | Literal["auto"]
+ANY_PRECISION: tuple[AnyPrecision, ...] = ("auto", *PRECISIONS)
 AUGMENTATIONS = ("cifar", "imagenet", "strong", "none")
 FORMATS = ("keras", "saved_model", "tflite", "onnx")
 QUANTIZATIONS = (None, "float16", "int8")
@@ -127,7 +128,7 @@ class TrainConfig:
     run_dir: str | None = setting(None)
     overwrite: bool = setting(False)
     device: str = setting("auto")
-    precision: AnyPrecision = setting("auto", choices=("auto", *PRECISIONS))
+    precision: AnyPrecision = setting("auto", choices=ANY_PRECISION)
     threads: int | None = _count(None, 0, 1024)
     steps_per_execution: int | None = _count(None, flag="steps_per_call")
     keep_on_device: str = setting("auto", choices=("auto", "always", "never"))

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from resnet_tf.config import PRECISIONS, AnyPrecision
+from resnet_tf.config import ANY_PRECISION, AnyPrecision
 from resnet_tf.errors import UserError
 from resnet_tf.folding import CONVOLUTIONS, followed_by_norm
 from resnet_tf.models.layers import plain_functional
@@ -116,13 +116,13 @@ class _PlainConvolution(_View):
 
 def _faster_policy(layer: layers.Layer, policy: str) -> str:
     """The policy, or float32 for a convolution or normalization that oneDNN computes in bfloat16 by plain loops."""
-    fast = policy != "mixed_bfloat16" or bool(tf.config.list_physical_devices("GPU"))
-    if _fusable_norm(layer):
-        fast |= layer.moving_mean.shape[0] % 16 == 0
-    elif isinstance(layer, layers.DepthwiseConv2D | layers.SeparableConv2D):
-        fast |= max(layer.kernel_size) <= 3 and max(layer.strides) == 1
-    else:
+    if policy != "mixed_bfloat16" or tf.config.list_physical_devices("GPU"):
         return policy
+    fast = True
+    if _fusable_norm(layer):
+        fast = layer.moving_mean.shape[0] % 16 == 0
+    elif isinstance(layer, layers.DepthwiseConv2D | layers.SeparableConv2D):
+        fast = max(layer.kernel_size) <= 3 and max(layer.strides) == 1
     return policy if fast else "float32"
 
 
@@ -186,8 +186,8 @@ def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bo
     Raises:
         UserError: an unknown policy, a model of another kind, or Keras on another backend than TensorFlow.
     """
-    if policy not in ("auto", *PRECISIONS):
-        raise UserError(f"policy={policy!r} is not known; allowed: auto, {', '.join(PRECISIONS)}", argument="policy")
+    if policy not in ANY_PRECISION:
+        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(ANY_PRECISION)}", argument="policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
     if policy == "auto":

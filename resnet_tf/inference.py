@@ -27,7 +27,7 @@ _LOSS_SUMS = {
     "logits": metrics.cross_entropy_sum,
     "softmax": metrics.cross_entropy_sum_from_probabilities,
 }
-# Two matrices of so many classes fit into the JSON that is read again, and into nothing else.
+# A report has two such matrices, and no JSON above `files.MAX_JSON` is read again.
 _MAX_CONFUSION = 1000
 
 

@@ -97,7 +97,7 @@ def add_train_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of how a model runs."""
-    from resnet_tf.config import PRECISIONS
+    from resnet_tf.config import ANY_PRECISION
 
     group = parser.add_argument_group("for a model that takes scaled pixels and does not scale them itself")
     group.add_argument("--input-scale", type=ratio, metavar="X", help="times this after --mean, such as 1/255")
@@ -111,7 +111,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--std", type=floats, metavar="R,G,B", help="divided by, in place of --input-scale")
     parser.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS),
+        choices=ANY_PRECISION,
         default="float32",
         help="what it computes in; 16 bits change the results slightly, and auto takes them where they are faster",
     )

@@ -165,7 +165,7 @@ def _check_files(paths: set[str], cache: CheckCache, threads: int | None, chunk:
         ):
             for start in range(0, len(unknown), chunk):  # a million futures would take memory
                 some = unknown[start : start + chunk]
-                # Several at a time: threads that wait for the interpreter after each small file take a tenth more.
+                # Several at a time: threads that wait for the interpreter after each small file take a third more.
                 parts = [some[at : at + 16] for at in range(0, len(some), 16)]
                 for count in pool.map(check_several, parts):
                     bar.update(count)

@@ -1,5 +1,6 @@
 """Open what `weights=` names: published weights, a PyTorch checkpoint, or a Keras file."""
 
+import abc
 import contextlib
 import io
 import json
@@ -96,7 +97,7 @@ def _whole(value: Any) -> int:
     return value if type(value) is int and value > 1 else 1
 
 
-class Weights:
+class Weights(abc.ABC):
     """Weights, and what a network must be built like to take them; None where the file does not say."""
 
     mean: Channels = None
@@ -121,9 +122,9 @@ class Weights:
         """Mean and standard deviation to build a network with: those asked for, or those of the weights."""
         return (self.mean, self.std) if mean is None and std is None else (mean, std)
 
+    @abc.abstractmethod
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
         """Assign all of a model's variables, or all but the head's; UserError, and no change, if they do not fit."""
-        raise NotImplementedError
 
 
 def open_weights(weights: str, network: str | None) -> Weights:
