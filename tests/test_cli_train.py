@@ -15,7 +15,7 @@ from resnet_tf.cli.main import COMMANDS
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.training import checkpoint
-from resnet_tf.training.logs import COLUMNS, read_iterations
+from resnet_tf.training.logs import COLUMNS, read_iterations, read_metrics
 from tests.conftest import TINY, exit_code, stopping_after
 
 TIMES = ("images_per_second", "evaluation_seconds", "seconds")
@@ -142,6 +142,14 @@ def test_a_run_of_other_settings_is_refused_naming_the_difference(finished_run, 
 def test_what_does_not_decide_the_result_may_differ(finished_run):
     _, argv, report = finished_run
     assert main([*argv, "--checkpoint-every", "3", "--on-nan", "rollback", "--device", "auto"]) == report
+
+
+def test_evaluating_on_the_training_images(train, tmp_path):
+    train(tmp_path / "run", "--iterations", "2", "--eval-train")
+    row = read_metrics(tmp_path / "run")[-1]
+    assert row["train_eval_loss"] > 0
+    # 180 images: a fraction of another denominator would not come out whole.
+    assert row["train_eval_accuracy"] * 180 == pytest.approx(round(row["train_eval_accuracy"] * 180))
 
 
 def test_without_validation_images(tmp_path, train):

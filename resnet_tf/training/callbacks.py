@@ -93,10 +93,11 @@ def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
     if not run.distribution.is_chief:
         return None
     made: dict[str, Callable[[History], None]] = {}
-    if can_draw():
-        made[_CURVES] = CurveDrawer(run.run_dir.path)
-    else:
-        log(WITHOUT_PLOTS)
+    if run.config.run_dir is not None:  # nobody looks into a temporary one
+        if can_draw():
+            made[_CURVES] = CurveDrawer(run.run_dir.path)
+        else:
+            log(WITHOUT_PLOTS)
     if run.config.tensorboard:
         made["the TensorBoard files"] = TensorBoardLog(run)
     for number, callback in enumerate(run.callbacks):
