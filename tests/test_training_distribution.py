@@ -326,8 +326,9 @@ def test_a_signal_reaches_all_and_nobody_is_blamed(capfd, tmp_path):
         "class Stop(Exception): pass\n"
         "def stop(number, frame): raise Stop\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        f"open({str(tmp_path)!r} + f'/{{index}}', 'w').close()\n"
-        "try: time.sleep(600)\n"
+        "try:\n"
+        f"    open({str(tmp_path)!r} + f'/{{index}}', 'w').close()\n"
+        "    time.sleep(600)\n"
         "except Stop: time.sleep(index * 0.3); sys.exit(143)\n"
     )
 
