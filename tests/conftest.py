@@ -1,5 +1,6 @@
 """What the tests share: a quiet TensorFlow with a fixed number of threads, tiny data, and ways to run the commands."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,25 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_tf.process import load_tensorflow
-
 ROOT = Path(__file__).resolve().parents[1]
-
-os.environ["KERAS_BACKEND"] = "tensorflow"
-load_tensorflow()
-
-import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
-
-from resnet_tf import fitting  # noqa: E402
-from resnet_tf.data.image_io import cv2  # noqa: E402
-from resnet_tf.runtime import set_threads  # noqa: E402
-
-set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
-tf.get_logger().setLevel("ERROR")
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        _prepare_tensorflow()  # not where other processes run the tests, which would wait for it
     config.addinivalue_line("markers", "pictures: matplotlib is there; elsewhere trainings go without, for speed")
     # Whoever starts the tests with nohup or from a script hands them signals that are ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +23,26 @@ def pytest_configure(config):
         signal.signal(number, signal.SIG_DFL)
     # Keras 3.15 on NumPy 2.4 says this for every array that it hands over.
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+
+
+def _prepare_tensorflow():
+    from resnet_tf.process import load_tensorflow
+
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    load_tensorflow()
+
+    import tensorflow as tf
+
+    from resnet_tf.runtime import set_threads
+
+    set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
+    tf.get_logger().setLevel("ERROR")
+
+
+def pytest_collection_finish():
+    """Garbage collections need not go through all that was imported, again and again: a twentieth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,6 +75,8 @@ def shapes():
 
 def write_tree(root, part, class_names):
     """A folder of images per class, as PNG files."""
+    from resnet_tf.data.image_io import cv2
+
     for index, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
         folder = root / class_names[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +121,8 @@ def exit_code(argv):
 
 def stopping_after(monkeypatch, count, number=signal.SIGTERM):
     """A signal comes while update `count` of the process computes, whichever step computes it."""
+    from resnet_tf import fitting
+
     make, left = fitting.make_train_step, [count]
 
     def make_stopping(*arguments, **options):
@@ -187,6 +199,8 @@ def sources():
 @pytest.fixture
 def channels_first():
     """Keras as it is under `"image_data_format": "channels_first"` in keras.json."""
+    import keras
+
     before = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_first")
     yield
