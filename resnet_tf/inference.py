@@ -205,7 +205,7 @@ def compiled_forward(network: keras.Model, image_dtype: tf.DType = tf.uint8) -> 
     """Compile inference: images (B, H, W, C) to the network's output (B, classes), traced once for every B."""
     images = tf.TensorSpec((None, *network.input_shape[1:]), image_dtype)
 
-    @tf.function(input_signature=[images])
+    @tf.function(input_signature=[images], autograph=False)
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return network(batch, training=False)
 

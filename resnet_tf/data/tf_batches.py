@@ -233,7 +233,7 @@ class DeviceCachedLoader:
             tf.TensorSpec(lead, tf.float32),
         )
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=signature, autograph=False)
         def update(indices: tf.Tensor, params: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
             return function(self.images(indices, params), tf.gather(self._labels, indices), learning_rate)
 

@@ -64,7 +64,7 @@ class Distribution:
         strategy = self.strategy
         of_replica: Any = replica_step.python_function  # type: ignore[attr-defined]
 
-        @tf.function(input_signature=replica_step.input_signature)  # type: ignore[attr-defined]
+        @tf.function(input_signature=replica_step.input_signature, autograph=False)  # type: ignore[attr-defined]
         def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
             shards = self._split(images, microbatches), self._split(labels, microbatches)
             results = strategy.run(of_replica, args=(*shards, tf.identity(learning_rate)))
@@ -78,7 +78,7 @@ class Distribution:
         assert strategy is not None
         pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
 
-        @tf.function(input_signature=[pixels])
+        @tf.function(input_signature=[pixels], autograph=False)
         def run(images: tf.Tensor) -> list[tf.Tensor]:
             outputs = strategy.run(lambda shard: model(shard, training=False), args=(self._split(images),))
             return list(strategy.experimental_local_results(outputs))

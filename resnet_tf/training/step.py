@@ -202,7 +202,7 @@ def make_train_step(
         right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
         return gradients, tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))]) / replicas
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    @tf.function(input_signature=signature, jit_compile=jit_compile, autograph=False)
     def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
         optimizer.learning_rate = learning_rate
         if accumulate == 1:
