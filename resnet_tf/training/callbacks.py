@@ -72,9 +72,9 @@ class Callbacks:
             self._run(name, callback, history)
 
     def finish(self, history: History) -> None:
-        """Draw the curves of a run that has ended, whatever was drawn before, and by whatever process."""
+        """Draw the curves of a run that has ended, unless this process has just done so."""
         drawer = self._callbacks.get(_CURVES)
-        if history and isinstance(drawer, CurveDrawer):
+        if history and isinstance(drawer, CurveDrawer) and drawer.drawn is not history[-1]:
             self._run(_CURVES, drawer.draw, history)
 
     def _run(self, name: str, callback: Callable[[History], None], history: History) -> None:
@@ -111,6 +111,7 @@ class CurveDrawer(Callback):
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._took, self._ended = 0.0, time.monotonic()
+        self.drawn: dict[str, Any] | None = None
 
     def on_evaluation(self, history: History) -> None:
         """Draw, unless the last drawing was just now."""
@@ -122,7 +123,7 @@ class CurveDrawer(Callback):
         began = time.monotonic()
         save_curves(read_history(self._run_dir), self._run_dir)
         self._ended = time.monotonic()
-        self._took = self._ended - began
+        self._took, self.drawn = self._ended - began, history[-1]
 
 
 class TensorBoardLog(Callback):
@@ -203,7 +204,7 @@ def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
 def _make_gradients(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
     view, variables = fused_view(model), [variable.value for variable in model.trainable_variables]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def gradients(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = tf.cast(view(images, training=True), tf.float32)
