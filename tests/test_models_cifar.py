@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_tf.models.resnet import blocks_per_stage, cifar_resnet
+from resnet_tf.models import resnet
+from resnet_tf.models.resnet import blocks_per_stage, cifar_resnet, imagenet_resnet
 
 NAME = re.compile(
     r"images|normalization|stem_(conv|bn|relu)|head_(bn|relu|pool|logits|predictions)"
@@ -257,15 +258,18 @@ except ImportError:
 """
 
 
-def test_saved_files_open_in_plain_keras_with_equal_logits(tmp_path, python):
+def test_saved_files_open_in_plain_keras_with_equal_logits(tmp_path, monkeypatch, python):
+    monkeypatch.setattr(resnet, "IMAGENET_FILTERS", (4, 8, 12, 16))
+    monkeypatch.setattr(resnet, "IMAGENET_DEPTHS", {50: ("bottleneck", (1, 2, 2, 2))})
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    common = {"input_shape": (16, 16, 3), "mean": (125.3, 123.0, 113.9), "std": (63.0, 62.1, 66.7)}
+    common = {"input_shape": (32, 32, 3), "mean": (125.3, 123.0, 113.9), "std": (63.0, 62.1, 66.7)}
     networks = {
         "identity": cifar_resnet(8, version=2, **common),
         "projection": cifar_resnet(8, version=1, shortcut="projection", **common),
         "bottleneck": cifar_resnet(11, version=2, block="bottleneck", **common),
+        "imagenet": imagenet_resnet(50, version=2, groups=4, width_per_group=16, **common),
     }
     files = []
     for name, model in networks.items():
