@@ -5,10 +5,10 @@ import functools
 import os
 import platform
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import tensorflow as tf
@@ -129,9 +129,9 @@ def bfloat16_speed() -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    began = perf_counter()
+    began = time.perf_counter()
     work()
-    return perf_counter() - began
+    return time.perf_counter() - began
 
 
 def _cpuinfo(key: str) -> str:

@@ -162,7 +162,7 @@ def test_a_model_whose_input_is_a_list(tmp_path, keras_2):
 
 
 def test_the_commands_take_flags_and_warn_in_one_line(tmp_path, keras_2, monkeypatch, capsys):
-    monkeypatch.setattr("resnet_tf.scoring.load_dataset", lambda *_: DATA)
+    monkeypatch.setattr("resnet_tf.data.shapes.load_shapes", lambda: DATA)
     arguments = ["evaluate", str(keras_2), "--dataset", "shapes"]
     assert command([*arguments, "--mean", "pixel-mean", "--input-scale", "1/255"]) == 0
     assert f"loss {loss_of((IMAGES - MEAN_IMAGE) / 255):.4f}" in capsys.readouterr().out

@@ -46,18 +46,32 @@ def test_what_is_asked_for_is_taken():
     assert choose_precision("mixed_float16", Device("/CPU:0", "")) == ("mixed_float16", "as asked")
 
 
+@pytest.fixture(autouse=True)
+def unmeasured():
+    """No test knows what another one measured."""
+    runtime.bfloat16_speed.cache_clear()
+    yield
+    runtime.bfloat16_speed.cache_clear()
+
+
+def take_seconds(monkeypatch, seconds):
+    """Let what is timed take so many seconds, one after the other: float32 and bfloat16 in turn."""
+    times = iter([time for taken in seconds for time in (0.0, taken)])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+
+
 @pytest.mark.parametrize(
     ("flags", "speed", "precision", "why"),
     [
         ("fma avx512_bf16", 0.6, "float32", "the processor has avx512_bf16, in which convolutions run at 0.6 times"),
         ("fma avx512_bf16", 1.9, "mixed_bfloat16", "the processor has avx512_bf16, in which convolutions run at 1.9"),
         ("amx_tile amx_bf16 avx512_bf16", 5.0, "mixed_bfloat16", "the processor has amx_bf16"),
-        ("fma avx2", None, "float32", "the processor has no bfloat16"),
+        ("fma avx2", 1.0, "float32", "the processor has no bfloat16"),
     ],
 )
 def test_a_processor_takes_bfloat16_where_that_is_faster(monkeypatch, flags, speed, precision, why):
-    monkeypatch.setattr(runtime, "_cpuinfo", lambda key: flags if key == "flags" else "")
-    monkeypatch.setattr(runtime, "bfloat16_speed", lambda: speed)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **options: f"model name\t: one\nflags\t\t: {flags}\n")
+    take_seconds(monkeypatch, [speed, 1.0] * 12)
     chosen, reason = choose_precision("auto", Device("/CPU:0", ""))
     assert chosen == precision
     assert reason.startswith(why)
@@ -65,8 +79,5 @@ def test_a_processor_takes_bfloat16_where_that_is_faster(monkeypatch, flags, spe
 
 def test_the_speed_of_bfloat16_is_that_of_its_steps(monkeypatch):
     """Steps that take 3 s in float32 and 2 s in bfloat16, but for some that something else holds up."""
-    seconds = iter([9.0, 9.0] * 2 + [3.0, 5.0, 4.0, 2.0] * 5)
-    monkeypatch.setattr(runtime, "_seconds", lambda step: [step(), next(seconds)][1])
-    runtime.bfloat16_speed.cache_clear()
+    take_seconds(monkeypatch, [9.0, 9.0] * 2 + [3.0, 5.0, 4.0, 2.0] * 5)
     assert runtime.bfloat16_speed() == 1.5
-    runtime.bfloat16_speed.cache_clear()
