@@ -164,6 +164,13 @@ def _has_gradient(grouped: bool, depthwise: bool, dilated: bool, policy: str) ->
     return True
 
 
+def check_precision(precision: str, argument: str = "precision") -> None:
+    """Raise a UserError that names what is allowed, unless `precision` is one or "auto"."""
+    if precision not in ANY_PRECISION:
+        allowed = ", ".join(ANY_PRECISION)
+        raise UserError(f"{argument}={precision!r} is not known; allowed: {allowed}", argument=argument)
+
+
 def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
@@ -186,8 +193,7 @@ def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bo
     Raises:
         UserError: an unknown policy, a model of another kind, or Keras on another backend than TensorFlow.
     """
-    if policy not in ANY_PRECISION:
-        raise UserError(f"policy={policy!r} is not known; allowed: {', '.join(ANY_PRECISION)}", argument="policy")
+    check_precision(policy, "policy")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"the fused view needs Keras' TensorFlow backend, not {keras.backend.backend()!r}")
     if policy == "auto":

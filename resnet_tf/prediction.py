@@ -18,6 +18,7 @@ from resnet_tf.data.image_folder import image_files
 from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.transforms import ResizeCenterCrop
 from resnet_tf.errors import UserError
+from resnet_tf.fused import check_precision
 from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
 from resnet_tf.pretrained.zoo import imagenet_classes
 from resnet_tf.reports.metrics import log_softmax
@@ -178,6 +179,7 @@ def iter_predictions(
     for argument, value in (("top", top), ("batch_size", batch_size), ("resize", resize), ("crop", crop)):
         if value is not None and value < 1:
             raise UserError(f"{argument}={value} is out of range; give 1 or more", argument=argument)
+    check_precision(precision)
     shape, outputs = model.input_shape, model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
         raise UserError(f"{name} takes {shape}; only images (height, width, 1 or 3 channels) will do")

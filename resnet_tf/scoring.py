@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resnet_tf.config import ANY_PRECISION, AnyPrecision
+from resnet_tf.config import AnyPrecision
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
@@ -20,6 +20,7 @@ from resnet_tf.data.loader import ArraySource, Subset
 from resnet_tf.data.prepare import as_split, resized, subset_to_test
 from resnet_tf.data.tf_batches import TfSubset
 from resnet_tf.errors import UserError, some
+from resnet_tf.fused import check_precision
 from resnet_tf.inference import (
     EvalMetrics,
     compiled_inference,
@@ -95,9 +96,7 @@ def evaluate(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size} is out of range; give 1 or more", argument="batch_size")
-    if precision not in ANY_PRECISION:
-        allowed = ", ".join(ANY_PRECISION)
-        raise UserError(f"precision={precision!r} is not known; allowed: {allowed}", argument="precision")
+    check_precision(precision)
     if isinstance(data, str):
         check_name(data, data_dir)
     network, sidecar, name = open_model(model, best=best)

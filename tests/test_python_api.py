@@ -273,6 +273,9 @@ def test_predict_on_files_and_arrays(trained, arrays, tmp_path):
     (from_array,) = resnet_tf.predict(trained.model, images[0])
     assert from_array.probability == pytest.approx(found[0].probability, abs=1e-6)
     assert from_array.label == f"class {from_array.indices[0]}"
+    for function, data in ((resnet_tf.predict, images[0]), (resnet_tf.evaluate, arrays[1])):
+        with pytest.raises(resnet_tf.UserError, match="precision='half' is not known; allowed: auto, float32"):
+            function(trained.model, data, precision="half")
 
 
 def test_a_step_of_ones_own(arrays):
