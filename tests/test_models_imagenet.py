@@ -43,12 +43,6 @@ KUANGLIU = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cheap_weights(monkeypatch):
-    """Drawing a hundred million random numbers takes most of the time of a build; here they may all be equal."""
-    monkeypatch.setattr(keras.initializers, "VarianceScaling", lambda *_: keras.initializers.Constant(0.01))
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Networks of few channels and units, for what is true of all."""
@@ -67,7 +61,7 @@ def randomised(model, seed=0):
 
 def without_weights(name):
     """A network to count and look at, whose hundred million weights take no memory."""
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         return build_model(name)
 
 
