@@ -55,7 +55,7 @@ def test_an_event_file_is_read_back(train, tmp_path):
 def test_looking_changes_nothing(train, tmp_path):
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     pytest.importorskip("matplotlib", reason="needs the extra tensorboard")
-    flags = ("--iterations", "2", "--eval-every", "1", "--precision", "float32")
+    flags = ("--iterations", "4", "--eval-every", "1", "--precision", "float32")
     watched = train(tmp_path / "a", *flags, "--tensorboard", "--tensorboard-every", "1")
     alone = train(tmp_path / "b", *flags)
     assert watched["test"]["loss"] == alone["test"]["loss"]

@@ -138,6 +138,7 @@ def test_values_out_of_range(changes, message):
 
 FLAGS = ("--iterations", "12", "--eval-every", "5", "--precision", "float32", "--warmup", "none", "--ema", "0.8")
 VARIATIONS = {
+    "plain": (),
     "in parts": ("--accumulate", "2", "--optimizer", "adam", "--learning-rate", "0.001"),
     "two phases": ("--freeze", "stage2", "--unfreeze-at", "6"),
 }
