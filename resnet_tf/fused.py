@@ -105,7 +105,7 @@ class _PlainConvolution(_View):
         kernels = [tf.cast(tf.convert_to_tensor(v), x.dtype) for v in stock.weights if len(v.shape) == 4]
         convolve, strides = tf.nn.conv2d, stock.strides
         if not isinstance(stock, layers.Conv2D):
-            convolve, strides = tf.nn.depthwise_conv2d, (1, *stock.strides, 1)
+            convolve, strides = _depthwise_conv2d, (1, *stock.strides, 1)
         y = convolve(x, kernels[0], strides=strides, padding=stock.padding.upper(), dilations=stock.dilation_rate)
         for pointwise in kernels[1:]:
             y = tf.nn.conv2d(y, pointwise, strides=1, padding="VALID")
@@ -114,16 +114,32 @@ class _PlainConvolution(_View):
         return y if stock.activation is None else stock.activation(y)
 
 
+def _depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, **options: Any) -> tf.Tensor:
+    """Depthwise convolution; its gradients are computed in float32 where they would be plain loops in bfloat16."""
+    convolve = functools.partial(tf.nn.depthwise_conv2d, **options)
+    fast = max(kernel.shape[:2]) <= 3 and max(options["strides"]) == 1
+    if fast or x.dtype != tf.bfloat16 or tf.config.list_physical_devices("GPU"):
+        return convolve(x, kernel)
+
+    @tf.custom_gradient
+    def narrow(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., list[tf.Tensor]]]:
+        def backward(dy: tf.Tensor) -> list[tf.Tensor]:
+            wide = [tf.cast(each, tf.float32) for each in (x, kernel)]
+            with tf.GradientTape() as tape:
+                tape.watch(wide)
+                y = convolve(*wide)
+            return [tf.cast(each, dy.dtype) for each in tape.gradient(y, wide, tf.cast(dy, tf.float32))]
+
+        return convolve(x, kernel), backward
+
+    return narrow(x, kernel)
+
+
 def _faster_policy(layer: layers.Layer, policy: str) -> str:
-    """The policy, or float32 for a convolution or normalization that oneDNN computes in bfloat16 by plain loops."""
-    if policy != "mixed_bfloat16" or tf.config.list_physical_devices("GPU"):
+    """The policy, or float32 for a normalization that oneDNN does not compute in bfloat16: of channels by sixteens."""
+    if policy != "mixed_bfloat16" or tf.config.list_physical_devices("GPU") or not _fusable_norm(layer):
         return policy
-    fast = True
-    if _fusable_norm(layer):
-        fast = layer.moving_mean.shape[0] % 16 == 0
-    elif isinstance(layer, layers.DepthwiseConv2D | layers.SeparableConv2D):
-        fast = max(layer.kernel_size) <= 3 and max(layer.strides) == 1
-    return policy if fast else "float32"
+    return policy if layer.moving_mean.shape[0] % 16 == 0 else "float32"
 
 
 def _fusable_norm(layer: layers.Layer) -> bool:

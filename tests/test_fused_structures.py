@@ -173,19 +173,41 @@ def test_folding(structure):
     np.testing.assert_allclose(folded(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 
 
-def test_what_has_no_fast_kernel_in_bfloat16_stays_in_float32():
-    """oneDNN normalizes channels by sixteens there, and its depthwise kernels are those of 3x3 without strides."""
+def test_normalization_without_a_fast_kernel_in_bfloat16_stays_in_float32():
+    """oneDNN normalizes channels by sixteens there."""
     x = inputs = keras.Input((SIDE, SIDE, 3))
     x = layers.BatchNormalization(name="norm_32")(layers.Conv2D(32, 3, padding="same", name="conv")(x))
-    x = layers.DepthwiseConv2D(3, name="depthwise_3")(x)
-    x = layers.DepthwiseConv2D(5, padding="same", name="depthwise_5")(x)
-    x = layers.DepthwiseConv2D(3, strides=2, name="depthwise_strided")(x)
+    x = layers.DepthwiseConv2D(5, strides=2, name="depthwise")(x)
     x = layers.BatchNormalization(name="norm_24")(layers.Conv2D(24, 1, name="conv_24")(x))
     x = layers.ReLU(name="relu")(x)
     model = keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     computes_in = {layer.name: layer.compute_dtype for layer in fused_view(model, "mixed_bfloat16").layers}
     low = {name for name, dtype in computes_in.items() if dtype == "bfloat16"}
-    assert low == {"conv", "norm_32", "depthwise_3", "conv_24", "relu"}
+    assert low == {"conv", "norm_32", "depthwise", "conv_24", "relu"}
+
+
+@pytest.mark.parametrize(("size", "strides", "kind"), [(3, 1, "bfloat16"), (5, 1, "float32"), (3, 2, "float32")])
+def test_depthwise_gradients_without_a_fast_kernel_in_bfloat16_are_computed_in_float32(size, strides, kind):
+    """oneDNN has those of 3x3 without strides."""
+    inputs = keras.Input((SIDE, SIDE, 32))
+    x = layers.DepthwiseConv2D(size, strides, padding="same", name="conv")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    stock, ours = model.get_layer("conv"), fused_view(model, "mixed_bfloat16").get_layer("conv")
+    stock.kernel.assign(tf.cast(tf.cast(stock.kernel, tf.bfloat16), tf.float32))
+    images = tf.cast(np.random.default_rng(0).normal(0, 1, (8, SIDE, SIDE, 32)), tf.bfloat16)
+
+    def gradients(layer, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        assert y.dtype == x.dtype
+        return tape.gradient(y, [x, stock.kernel.value])
+
+    for low, expected in zip(gradients(ours, images), gradients(stock, tf.cast(images, tf.float32)), strict=True):
+        np.testing.assert_allclose(tf.cast(low, tf.float32), expected, rtol=2**-8, atol=1e-4)
+    graph = tf.function(gradients, autograph=False).get_concrete_function(ours, images).graph
+    kernels = [op for op in graph.get_operations() if op.type.startswith("DepthwiseConv2dNativeBackprop")]
+    assert [op.get_attr("T").name for op in kernels] == [kind] * 2
 
 
 @pytest.mark.parametrize(("capability", "taken"), [((8, 0), "bfloat16"), ((7, 5), "float32")])
