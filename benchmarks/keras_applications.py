@@ -138,7 +138,8 @@ def compare(net: str) -> dict[str, float]:
 
     Batch normalization first takes the batch's statistics, without which nothing would reach the end of an untrained
     network. Some of those multiply every rounding: ResNet50's gradients in float32 are off by 2 % of those in float64,
-    stock as well. So the differences stand beside what noise of one rounding on the images makes to the stock model.
+    stock as well. So the differences stand beside what noise of one rounding on the images makes to the stock model: of
+    five draws the most, as a single one may miss the few numbers that decide.
     """
     import keras
 
@@ -161,14 +162,18 @@ def compare(net: str) -> dict[str, float]:
     def relative(found, expected, norm):
         return float(norm(found - expected) / norm(expected))
 
-    noise = 1 + 2.0**-23 * np.random.default_rng(1).choice([-1, 1], images.shape)
+    def of_noise(seed):
+        noise = 1 + 2.0**-23 * np.random.default_rng(seed).choice([-1, 1], images.shape)
+        noisy = images * noise.astype(np.float32)
+        return max(relative(gradients(model, noisy, training), stock[training], np.linalg.norm) for training in stock)
+
     stock = {training: gradients(model, images, training) for training in (False, True)}
     outputs = [np.asarray(each(images, training=False)) for each in (run, model)]
     return {
         "outputs": relative(*outputs, lambda values: np.abs(values).max()),
         "gradients": relative(gradients(run, images, False), stock[False], np.linalg.norm),
         "gradients in training": relative(gradients(run, images, True), stock[True], np.linalg.norm),
-        "of noise": relative(gradients(model, images * noise.astype(np.float32), True), stock[True], np.linalg.norm),
+        "of noise": max(of_noise(seed) for seed in range(5)),
     }
 
 
