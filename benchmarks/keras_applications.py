@@ -162,12 +162,13 @@ def compare(net: str) -> dict[str, float]:
     def relative(found, expected, norm):
         return float(norm(found - expected) / norm(expected))
 
+    stock = {training: gradients(model, images, training) for training in (False, True)}
+
     def of_noise(seed):
         noise = 1 + 2.0**-23 * np.random.default_rng(seed).choice([-1, 1], images.shape)
         noisy = images * noise.astype(np.float32)
         return max(relative(gradients(model, noisy, training), stock[training], np.linalg.norm) for training in stock)
 
-    stock = {training: gradients(model, images, training) for training in (False, True)}
     outputs = [np.asarray(each(images, training=False)) for each in (run, model)]
     return {
         "outputs": relative(*outputs, lambda values: np.abs(values).max()),

@@ -127,7 +127,7 @@ def _depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, **options: Any) -> tf.Ten
             wide = [tf.cast(each, tf.float32) for each in (x, kernel)]
             with tf.GradientTape() as tape:
                 tape.watch(wide)
-                y = convolve(*wide)
+                y = convolve(*wide)  # its gradients do not read it: in a graph it is never computed
             return [tf.cast(each, dy.dtype) for each in tape.gradient(y, wide, tf.cast(dy, tf.float32))]
 
         return convolve(x, kernel), backward
