@@ -18,7 +18,7 @@ from resnet_tf.errors import UserError
 from resnet_tf.folding import CONVOLUTIONS, followed_by_norm
 from resnet_tf.models.layers import plain_functional
 from resnet_tf.process import recursion_limit
-from resnet_tf.runtime import Device, choose_precision
+from resnet_tf.runtime import Device, choose_precision, has_bfloat16_kernels
 
 # Layers without variables whose results do not suffer from 8 bits of mantissa. Everything else
 # (normalization of the input, global pooling, classifier, unknown layers) stays in float32.
@@ -104,6 +104,8 @@ class _PlainConvolution(_View):
         stock = self.stock
         kernels = [tf.cast(tf.convert_to_tensor(v), x.dtype) for v in stock.weights if len(v.shape) == 4]
         convolve, strides = tf.nn.conv2d, stock.strides
+        if _misread_by_onednn(stock):
+            x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
         if not isinstance(stock, layers.Conv2D):
             convolve, strides = _depthwise_conv2d, (1, *stock.strides, 1)
         y = convolve(x, kernels[0], strides=strides, padding=stock.padding.upper(), dilations=stock.dilation_rate)
@@ -117,7 +119,7 @@ class _PlainConvolution(_View):
 def _depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, **options: Any) -> tf.Tensor:
     """Depthwise convolution; its gradients are computed in float32 where they would be plain loops in bfloat16."""
     convolve = functools.partial(tf.nn.depthwise_conv2d, **options)
-    fast = max(kernel.shape[:2]) <= 3 and max(options["strides"]) == 1
+    fast = max(kernel.shape[:2]) <= 3 and max(options["strides"]) == 1 and has_bfloat16_kernels()
     if fast or x.dtype != tf.bfloat16 or tf.config.list_physical_devices("GPU"):
         return convolve(x, kernel)
 
@@ -161,7 +163,14 @@ def _plain_conv(layer: layers.Layer, policy: str, biased: bool) -> bool:
     grouped = not depthwise and layer.groups > 1
     if depthwise and (len(set(layer.strides)) > 1 or (dilated and max(layer.strides) > 1)):
         return False  # Keras knows ways around what the kernel cannot do
-    return (grouped or biased or policy != "float32") and _has_gradient(grouped, depthwise, dilated, policy)
+    taken = grouped or biased or policy != "float32" or _misread_by_onednn(layer)
+    return taken and _has_gradient(grouped, depthwise, dilated, policy)
+
+
+def _misread_by_onednn(layer: layers.Layer) -> bool:
+    """Whether oneDNN on AVX2 reads the input wrongly for the gradient of such a kernel (oneDNN issue 6035)."""
+    strided = isinstance(layer, layers.Conv2D) and max(layer.kernel_size) == 1 and max(layer.strides) > 1
+    return strided and layer.kernel.shape[2] < 16
 
 
 @functools.cache

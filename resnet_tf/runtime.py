@@ -134,6 +134,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+@functools.cache
+def has_bfloat16_kernels() -> bool:
+    """Whether oneDNN computes in bfloat16 here; elsewhere TensorFlow's own kernels also sum in it."""
+    return not {"avx512f", "avx_ne_convert"}.isdisjoint(_cpuinfo("flags").split())
+
+
 def _cpuinfo(key: str) -> str:
     """The first value of a key in /proc/cpuinfo; empty where there is none."""
     path = Path("/proc/cpuinfo")

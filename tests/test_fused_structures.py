@@ -1,5 +1,7 @@
 """The view of what the networks of keras.applications consist of, in small, against the stock model."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -186,9 +188,12 @@ def test_normalization_without_a_fast_kernel_in_bfloat16_stays_in_float32():
     assert low == {"conv", "norm_32", "depthwise", "conv_24", "relu"}
 
 
-@pytest.mark.parametrize(("size", "strides", "kind"), [(3, 1, "bfloat16"), (5, 1, "float32"), (3, 2, "float32")])
+FAST = "bfloat16" if "avx512f" in Path("/proc/cpuinfo").read_text() else "float32"
+
+
+@pytest.mark.parametrize(("size", "strides", "kind"), [(3, 1, FAST), (5, 1, "float32"), (3, 2, "float32")])
 def test_depthwise_gradients_without_a_fast_kernel_in_bfloat16_are_computed_in_float32(size, strides, kind):
-    """oneDNN has those of 3x3 without strides."""
+    """oneDNN has those of 3x3 without strides, on processors with AVX-512."""
     inputs = keras.Input((SIDE, SIDE, 32))
     x = layers.DepthwiseConv2D(size, strides, padding="same", name="conv")(inputs)
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
@@ -208,6 +213,27 @@ def test_depthwise_gradients_without_a_fast_kernel_in_bfloat16_are_computed_in_f
     graph = tf.function(gradients, autograph=False).get_concrete_function(ours, images).graph
     kernels = [op for op in graph.get_operations() if op.type.startswith("DepthwiseConv2dNativeBackprop")]
     assert [op.get_attr("T").name for op in kernels] == [kind] * 2
+
+
+def test_a_strided_pointwise_convolution_of_few_channels_is_right_with_onednn(python):
+    """With AVX2 alone, the stock layer's gradient of the kernel is wrong there."""
+    result = python(
+        """
+import keras, numpy as np, tensorflow as tf
+from resnet_tf.fused import fused_view
+inputs = keras.Input((12, 12, 3))
+model = keras.Model(inputs, keras.layers.Conv2D(8, 1, strides=2, padding="same", use_bias=False)(inputs))
+view, rng = fused_view(model), np.random.default_rng(0)
+for _ in range(5):
+    images, slopes = rng.normal(0, 1, (8, 12, 12, 3)), rng.normal(0, 1, (8, 6, 6, 8))
+    with tf.GradientTape() as tape:
+        along = tf.reduce_sum(view(images) * slopes)
+    found = tape.gradient(along, model.trainable_variables[0].value)
+    np.testing.assert_allclose(found[0, 0], np.einsum("nhwi,nhwo->io", images[:, ::2, ::2], slopes), 1e-4, 1e-4)
+        """,
+        TF_ENABLE_ONEDNN_OPTS="1",
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(("capability", "taken"), [((8, 0), "bfloat16"), ((7, 5), "float32")])
