@@ -1,6 +1,7 @@
 """Contenders in processes of their own, measured in turns: only ratios within one run mean anything."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,19 @@ class Contender:
     module: str
     name: str
     options: dict
+    environment: dict[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the process and wait until it has compiled and warmed up."""
         command = [sys.executable, "-m", self.module, self.name, json.dumps(self.options)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | self.environment,
         )
         self.items = float(self._answer()["items"])
         self.count = max(1, round(TURN / (self._run(2) / 2)))

@@ -20,9 +20,10 @@ from resnet_tf.fused import fused_view
 from resnet_tf.models.layers import all_trainable, describe_trainable, freeze
 from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
+from resnet_tf.process import ONEDNN
 from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
-from resnet_tf.runtime import choose_device, choose_precision, preserved_random_states, set_threads
+from resnet_tf.runtime import choose_device, choose_precision, lacks_onednn, preserved_random_states, set_threads
 from resnet_tf.saving import check_classes, check_trainable, save_model
 from resnet_tf.training.callbacks import StopTraining, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
@@ -298,6 +299,8 @@ class _Run:
         with contextlib.closing(logger):
             logger.started(config, data.source, None if isinstance(data, TfData) else len(data.train))
             logger.log(about)
+            if not self.device.is_gpu and lacks_onednn():
+                logger.log(f"{ONEDNN}=1, set before TensorFlow is imported, makes training faster on this processor")
             if config.freeze != "none":
                 logger.log(describe_trainable(self.model))
             try:

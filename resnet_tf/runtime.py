@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from resnet_tf.config import AnyPrecision, Precision
 from resnet_tf.errors import UserError
-from resnet_tf.process import WORKERS_HERE
+from resnet_tf.process import ONEDNN, WORKERS_HERE
 
 # A convolution that is not faster by as much loses it to the conversions around it.
 _WORTHWHILE = 1.1
@@ -132,6 +132,12 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def lacks_onednn() -> bool:
+    """Whether TensorFlow computes without oneDNN because that is its default here: on x86 processors without VNNI."""
+    flags = _cpuinfo("flags").split()
+    return bool(flags) and ONEDNN not in os.environ and not {"avx512_vnni", "avx_vnni"}.intersection(flags)
 
 
 @functools.cache

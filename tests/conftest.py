@@ -32,9 +32,11 @@ def _prepare_tensorflow():
     load_tensorflow()
 
     import tensorflow as tf
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
     from resnet_tf.runtime import set_threads
 
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", str(int(IsMklEnabled())))  # commands then compute as this process
     set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
     tf.get_logger().setLevel("ERROR")
 

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 import threading
@@ -26,6 +27,26 @@ def test_who_asks_for_quiet_gets_it(python):
         TF_CPP_MIN_LOG_LEVEL="",
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "3\n", "")
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="only x86 is told")
+@pytest.mark.parametrize(("given", "used"), [(None, "1 True"), ("0", "0 False")])
+def test_the_command_trains_by_onednn_unless_told_otherwise(python, monkeypatch, tmp_path, given, used):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    result = python(
+        """
+import contextlib, os, sys
+from resnet_tf.cli.train import main
+from resnet_tf.errors import UserError
+with contextlib.suppress(UserError):
+    main(["--dataset", f"folder:{sys.argv[1]}", "--run-dir", f"{sys.argv[1]}/run"])
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+print(os.environ["TF_ENABLE_ONEDNN_OPTS"], IsMklEnabled())
+        """,
+        tmp_path / "missing",
+        **({} if given is None else {"TF_ENABLE_ONEDNN_OPTS": given}),
+    )
+    assert result.stdout.strip() == used, result.stderr
 
 
 def test_threads_that_build_at_once_leave_the_limit_as_it_was():

@@ -81,3 +81,21 @@ def test_the_speed_of_bfloat16_is_that_of_its_steps(monkeypatch):
     """Steps that take 3 s in float32 and 2 s in bfloat16, but for some that something else holds up."""
     take_seconds(monkeypatch, [9.0, 9.0] * 2 + [3.0, 5.0, 4.0, 2.0] * 5)
     assert runtime.bfloat16_speed() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "lacking"),
+    [
+        ("fma avx2", None, True),
+        ("fma avx2", "0", False),
+        ("fma avx2 avx_vnni", None, False),
+        ("fma avx512_vnni", None, False),
+        ("", None, False),
+    ],
+)
+def test_a_processor_on_which_tensorflow_leaves_onednn_off(monkeypatch, flags, variable, lacking):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    if variable is not None:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", variable)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **options: f"flags\t\t: {flags}\n")
+    assert runtime.lacks_onednn() == lacking

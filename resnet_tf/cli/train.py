@@ -12,7 +12,7 @@ from resnet_tf.cli.main import Parser, add_flags, integers
 from resnet_tf.config import GROUPS, OPTIONS, TrainConfig, make_config
 from resnet_tf.errors import UserError
 from resnet_tf.models.registry import list_models
-from resnet_tf.process import LAUNCHED, load_tensorflow, read_cluster_spec, stop_with_launcher
+from resnet_tf.process import LAUNCHED, load_tensorflow, prefer_onednn, read_cluster_spec, stop_with_launcher
 from resnet_tf.recipes import FINE_TUNING, RECIPE_FIELDS, RECIPES, Recipe
 from resnet_tf.training.run_dir import RunDir, check_resumable, default_run_dir, describe_report
 
@@ -116,6 +116,7 @@ def _train(options: dict[str, Any], argv: Sequence[str]) -> dict[str, Any] | int
         return report
     if LAUNCHED in os.environ:
         stop_with_launcher()
+    prefer_onednn()
     load_tensorflow()
     from resnet_tf.fitting import train
     from resnet_tf.training.trainer import Stopped

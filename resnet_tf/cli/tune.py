@@ -6,7 +6,7 @@ from typing import Any
 
 from resnet_tf.cli.main import Parser, add_train_flags, integers
 from resnet_tf.errors import optional_import
-from resnet_tf.process import load_tensorflow
+from resnet_tf.process import load_tensorflow, prefer_onednn
 
 _TRAIN_FLAGS = ("model", "dataset", "data_dir", "recipe", "epochs", "seed", "shortcut")
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     arguments = vars(make_parser().parse_args(argv))
     arguments["threads"] = arguments["threads"] or 0
     optional_import("optuna", "tune")
+    prefer_onednn()
     load_tensorflow()
     from resnet_tf.training.trainer import Stopped
     from resnet_tf.tuning import tune
