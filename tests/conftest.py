@@ -26,17 +26,16 @@ def pytest_configure(config):
 
 
 def _prepare_tensorflow():
-    from resnet_tf.process import load_tensorflow
+    from resnet_tf.process import load_tensorflow, prefer_onednn
 
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    prefer_onednn()  # as the commands that train
     load_tensorflow()
 
     import tensorflow as tf
-    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
     from resnet_tf.runtime import set_threads
 
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", str(int(IsMklEnabled())))  # commands then compute as this process
     set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
     tf.get_logger().setLevel("ERROR")
 

@@ -47,6 +47,7 @@ def inception(x):
 
 
 def xception(x):
+    x = layers.Conv2D(8, 1)(x)  # below 8 channels, the stock gradient of the strided convolution is wrong on AVX2
     y = norm(layers.SeparableConv2D(8, 3, padding="same", use_bias=False)(x))
     y = norm(layers.SeparableConv2D(8, 3, padding="same")(layers.Activation("relu")(y)))
     y = layers.MaxPooling2D(3, strides=2, padding="same")(y)

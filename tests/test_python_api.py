@@ -235,6 +235,13 @@ def test_a_failing_callback_ends_nothing(arrays, capsys):
     assert capsys.readouterr().out.count("no more paper") == 1
 
 
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_training_that_onednn_would_make_faster_says_so(arrays, monkeypatch, capsys, lacking):
+    monkeypatch.setattr("resnet_tf.fitting.lacks_onednn", lambda: lacking)
+    resnet_tf.train("resnet8_v2", arrays[0], test=False, **{**ONCE, "verbose": True})
+    assert capsys.readouterr().out.count("TF_ENABLE_ONEDNN_OPTS=1, set before TensorFlow is imported") == lacking
+
+
 def test_an_augmentation_of_ones_own(arrays):
     def upside_down(image, rng):
         return np.ascontiguousarray(image[::-1])
