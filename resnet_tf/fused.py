@@ -170,7 +170,7 @@ def _plain_conv(layer: layers.Layer, policy: str, biased: bool) -> bool:
 def _misread_by_onednn(layer: layers.Layer) -> bool:
     """Whether oneDNN on AVX2 reads the input wrongly for the gradient of such a kernel (oneDNN issue 6035)."""
     strided = isinstance(layer, layers.Conv2D) and max(layer.kernel_size) == 1 and max(layer.strides) > 1
-    return strided and layer.kernel.shape[2] < 16
+    return strided and layer.kernel.shape[2] < 8
 
 
 @functools.cache
