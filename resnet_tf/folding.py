@@ -39,6 +39,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             config["dtype"] = "float32"
         if layer.name in pairs:
             config["use_bias"] = True
+            config.pop("lora_rank", None)  # what LoRA adds goes into the kernel
         return type(layer).from_config(config)
 
     def call(layer: layers.Layer, *arguments: Any, **options: Any) -> Any:
@@ -78,6 +79,11 @@ def followed_by_norm(model: keras.Model) -> dict[str, layers.BatchNormalization]
     return pairs
 
 
+def kernels_of(conv: layers.Layer) -> list[Any]:
+    """The kernels that a convolution applies one after the other, with what LoRA adds to them."""
+    return [conv.depthwise_kernel, conv.pointwise_kernel] if hasattr(conv, "pointwise_kernel") else [conv.kernel]
+
+
 def _source_layers(arguments: Any) -> Iterator[str]:
     """The layer that each tensor in the arguments of a call comes from, as `get_config` writes them."""
     if isinstance(arguments, dict) and arguments.get("class_name") == "__keras_tensor__":
@@ -100,7 +106,7 @@ def _merged(conv: layers.Layer, norm: layers.BatchNormalization) -> list[np.ndar
         scale = scale * np.asarray(norm.gamma, np.float64)
     bias = np.asarray(conv.bias, np.float64) if conv.use_bias else 0.0
     bias = (bias - mean) * scale + (np.asarray(norm.beta, np.float64) if norm.center else 0.0)
-    *first, kernel = (np.asarray(v, np.float64) for v in conv.weights if len(v.shape) == 4)
+    *first, kernel = (np.asarray(kernel, np.float64) for kernel in kernels_of(conv))
     # The output channels of a depthwise kernel are its last two axes.
     kernel = kernel * (scale.reshape(kernel.shape[2:]) if type(conv) is layers.DepthwiseConv2D else scale)
     return [np.asarray(value, np.float32) for value in (*first, kernel, bias)]

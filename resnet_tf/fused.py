@@ -15,7 +15,7 @@ from keras import layers
 
 from resnet_tf.config import ANY_PRECISION, AnyPrecision
 from resnet_tf.errors import UserError
-from resnet_tf.folding import CONVOLUTIONS, followed_by_norm
+from resnet_tf.folding import CONVOLUTIONS, followed_by_norm, kernels_of
 from resnet_tf.models.layers import plain_functional
 from resnet_tf.process import recursion_limit
 from resnet_tf.runtime import Device, choose_precision, has_bfloat16_kernels
@@ -102,7 +102,7 @@ class _PlainConvolution(_View):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         stock = self.stock
-        kernels = [tf.cast(tf.convert_to_tensor(v), x.dtype) for v in stock.weights if len(v.shape) == 4]
+        kernels = [tf.cast(tf.convert_to_tensor(kernel), x.dtype) for kernel in kernels_of(stock)]
         convolve, strides = tf.nn.conv2d, stock.strides
         if _misread_by_onednn(stock):
             x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
@@ -144,6 +144,11 @@ def _faster_policy(layer: layers.Layer, policy: str) -> str:
     return policy if layer.moving_mean.shape[0] % 16 == 0 else "float32"
 
 
+def _replaceable(layer: layers.Layer) -> bool:
+    """Whether the view may compute a layer in its own way: no dtype of its own, and no loss of its output."""
+    return layer.compute_dtype == "float32" and layer.activity_regularizer is None
+
+
 def _fusable_norm(layer: layers.Layer) -> bool:
     return (
         type(layer) is layers.BatchNormalization
@@ -151,13 +156,13 @@ def _fusable_norm(layer: layers.Layer) -> bool:
         and layer.axis in (-1, 3)
         and not layer.synchronized
         and not layer.renorm
-        and layer.compute_dtype == "float32"
+        and _replaceable(layer)
     )
 
 
 def _plain_conv(layer: layers.Layer, policy: str, biased: bool) -> bool:
     """Whether a convolution is computed by the view, `biased` if its bias is left to the normalization behind it."""
-    if type(layer) not in CONVOLUTIONS or layer.data_format != "channels_last" or layer.compute_dtype != "float32":
+    if type(layer) not in CONVOLUTIONS or layer.data_format != "channels_last" or not _replaceable(layer):
         return False
     depthwise, dilated = not isinstance(layer, layers.Conv2D), max(layer.dilation_rate) > 1
     grouped = not depthwise and layer.groups > 1
@@ -199,8 +204,8 @@ def check_precision(precision: str, argument: str = "precision") -> None:
 def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bool = False) -> keras.Model:
     """A functional model over the same variables as `model`, with fused kernels, for running.
 
-    What cannot be fused (batch normalization over other axes, synchronized or renormalized, or layers that the model
-    itself pins to another dtype) runs as it stands. Train the view and save `model`.
+    What cannot be fused (batch normalization over other axes, synchronized or renormalized, layers that the model
+    itself pins to another dtype or whose activity it regularizes) runs as it stands. Train the view and save `model`.
 
     Args:
         model: functional or built sequential model, made under the float32 policy.
@@ -241,7 +246,7 @@ def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bo
             return _FusedBatchNormalization(layer, layer_policy, sync_bn, taken.get(layer.name))
         if _plain_conv(layer, layer_policy, layer.name in biased):
             return _PlainConvolution(layer, layer_policy, layer.use_bias and layer.name not in biased)
-        if isinstance(layer, _ELEMENTWISE) and layer.compute_dtype == "float32" and layer.name not in outputs:
+        if isinstance(layer, _ELEMENTWISE) and _replaceable(layer) and layer.name not in outputs:
             low = type(layer).from_config({**layer.get_config(), "dtype": policy})
             low.get_config = layer.get_config
             return low

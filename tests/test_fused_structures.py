@@ -84,6 +84,10 @@ def efficientnet(x):
     return layers.Add()([layers.Dropout(0.0, noise_shape=(None, 1, 1, 1))(y), x])
 
 
+def lora(x):
+    return norm(layers.Conv2D(8, 3, lora_rank=2)(x))
+
+
 def nested(x):
     inputs = keras.Input((SIDE, SIDE, 3))
     backbone = keras.Model(inputs, mobilenet(inputs), name="backbone")
@@ -101,7 +105,7 @@ def shared(x):
 
 
 STRUCTURES = [
-    *(resnet, vgg, inception, xception, mobilenet, mobilenet_v3, densenet, efficientnet, nested, shared),
+    *(resnet, vgg, inception, xception, mobilenet, mobilenet_v3, densenet, efficientnet, lora, nested, shared),
 ]
 
 
@@ -112,7 +116,7 @@ def model_of(structure):
     model = keras.Model(inputs, outputs)
     rng = np.random.default_rng(2)
     for variable in model.variables:
-        if variable.path.split("/")[-1] in ("bias", "beta", "moving_mean", "gamma", "moving_variance"):
+        if variable.path.split("/")[-1] in ("bias", "beta", "moving_mean", "gamma", "moving_variance", "lora_kernel_b"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
     return model
 
