@@ -61,7 +61,7 @@ def train(
 
     Args:
         model: name of a network (`list_models()`), or a functional `keras.Model` that takes raw pixels (0-255) and
-            returns logits, which is trained as it is.
+            returns logits, which is trained as it is; losses of its own (regularizers) are added to the recipe's.
         data: what to train on: a name ("cifar10", "cifar100", "shapes", "folder:PATH", "list:FILE"), a tuple (images
             uint8 (N, H, W, C), integer labels (N,)), a `Dataset`, or a `tf.data.Dataset` of (image batch, label batch),
             which is used with its own batches, order and augmentation.
@@ -301,6 +301,8 @@ class _Run:
             logger.log(about)
             if not self.device.is_gpu and lacks_onednn():
                 logger.log(f"{ONEDNN}=1, set before TensorFlow is imported, makes training faster on this processor")
+            if self.model.losses and config.recipe.weight_decay:
+                logger.log("the model's own regularizers count beside weight_decay; weight_decay=0 leaves them alone")
             if config.freeze != "none":
                 logger.log(describe_trainable(self.model))
             try:

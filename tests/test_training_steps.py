@@ -93,6 +93,30 @@ def test_decay_adds_lambda_times_w_to_the_gradient_and_to_nothing_else(decay):
             assert not difference.any(), path
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_losses_of_the_model_itself_count_as_in_fit(policy):
+    """As Keras' own training does; with bfloat16 what is regularized stays in float32."""
+    recipe = dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0)
+    inputs = keras.Input((8, 8, 3))
+    conv = keras.layers.Conv2D(4, 3, kernel_regularizer=keras.regularizers.L2(0.05), activity_regularizer="l2")
+    x = conv(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.BatchNormalization(gamma_regularizer="l1", activity_regularizer="l1")(x)
+    x = keras.layers.Activation("tanh", activity_regularizer=keras.regularizers.L2(0.1))(x)
+    x = keras.layers.ActivityRegularization(l1=0.02)(x)
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+    stock = keras.models.clone_model(model)
+    stock.set_weights(model.get_weights())
+    images, labels = some_batch()
+    _, _, step = ready(recipe, policy, model)
+    loss, penalty, _ = step(images, labels, np.float32(0.1)).numpy()
+    stock.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    total = stock.train_on_batch(images, labels)
+    assert penalty > 1
+    assert loss + penalty == pytest.approx(total, rel=1e-5)
+    for ours, theirs in zip(model.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_no_step_traces_anew():
     _, optimizer, step = ready()
     images, labels = some_batch()

@@ -150,7 +150,8 @@ def make_train_step(
 
     The loss is the mean cross-entropy on logits plus weight_decay · Σ tf.nn.l2_loss(w) over the variables that the
     recipe decays: the papers' decay, a gradient term weight_decay · w. AdamW decays in its update, so that its L2 term
-    is 0. Which variables train is looked up here and at the first call, and holds from then on.
+    is 0. To it come the losses that the model has itself, of regularizers and `add_loss`. Which variables train is
+    looked up here and at the first call, and holds from then on.
 
     With `accumulate`, the mean of the microbatches' gradients makes the one update: that of the whole batch, except
     that batch normalization takes its statistics from each microbatch. With `replicas`, the step is that of one of
@@ -172,7 +173,8 @@ def make_train_step(
 
     Returns:
         step(images uint8 (B, H, W, C), labels int32 (B,), learning_rate float32 ()) -> float32 (3,):
-        mean cross-entropy, L2 term and accuracy on this batch, before its update; of a replica, its summands.
+        mean cross-entropy, L2 term with the model's own losses, and accuracy on this batch, before its update; of a
+        replica, its summands.
 
     Raises:
         UserError: this version of Keras cannot train on several replicas.
@@ -197,10 +199,11 @@ def make_train_step(
             logits = tf.cast(view(images, training=True), tf.float32)
             loss = tf.reduce_mean(cross_entropy(labels, logits, recipe.label_smoothing, class_weights))
             l2 = decay * tf.add_n([tf.nn.l2_loss(v.value) for v in decayed])
-            scaled = optimizer.scale_loss((loss + l2) / replicas)
+            penalty = tf.add_n([l2, *view.losses])
+            scaled = optimizer.scale_loss((loss + penalty) / replicas)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         right = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-        return gradients, tf.stack([loss, l2, tf.reduce_mean(tf.cast(right, tf.float32))]) / replicas
+        return gradients, tf.stack([loss, penalty, tf.reduce_mean(tf.cast(right, tf.float32))]) / replicas
 
     @tf.function(input_signature=signature, jit_compile=jit_compile, autograph=False)
     def step(images: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
