@@ -48,8 +48,11 @@ def set_threads(threads: int | None) -> int:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError as error:
-        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
-            raise UserError(f"the number of threads cannot change to {threads} in this process: {error}") from error
+        if (now := set_threads(None)) != threads:
+            raise UserError(
+                f"the number of threads cannot change to {threads} in this process, where TensorFlow has begun with "
+                f"{now}; start another, and call this before anything that computes"
+            ) from error
     return threads
 
 

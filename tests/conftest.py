@@ -34,9 +34,6 @@ def _prepare_tensorflow():
 
     import tensorflow as tf
 
-    from resnet_tf.runtime import set_threads
-
-    set_threads(0)  # before any operation runs; the runs below then find the number that they ask for
     tf.get_logger().setLevel("ERROR")
 
 
