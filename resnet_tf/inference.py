@@ -145,8 +145,8 @@ def output_type(model: keras.Model) -> OutputType:
     Raises UserError for a model that ends in anything else.
     """
     layers = list(model.layers)
-    # A linear Activation is the usual way to cast the output to float32; what counts stands before it.
-    while len(layers) > 1 and isinstance(layers[-1], keras.layers.Activation) and _is_linear(layers[-1]):
+    # What counts stands before what flattens the output of a convolution, or casts it to float32: a linear Activation.
+    while len(layers) > 1 and _passes_through(layers[-1]):
         layers.pop()
     last = layers[-1]
     if isinstance(last, keras.Model):
@@ -294,6 +294,12 @@ def _images_per_second(sizes: list[int], seconds: list[float]) -> float:
 
 def _is_linear(layer: keras.Layer) -> bool:
     return getattr(layer, "activation", None) is keras.activations.linear
+
+
+def _passes_through(layer: keras.Layer) -> bool:
+    if isinstance(layer, keras.layers.Activation):
+        return _is_linear(layer)
+    return isinstance(layer, keras.layers.Flatten | keras.layers.Reshape)
 
 
 def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:

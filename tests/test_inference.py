@@ -140,6 +140,8 @@ def dense(activation=None):
         ([dense(), keras.layers.Activation("linear", dtype="float32")], "logits"),
         ([dense("softmax"), keras.layers.Activation("linear", dtype="float32")], "softmax"),
         ([keras.Sequential([dense("softmax")])], "softmax"),
+        ([dense(), keras.layers.Reshape((1, 4)), keras.layers.Flatten()], "logits"),  # as MobileNetV3 ends
+        ([dense(), keras.layers.Reshape((4,)), keras.layers.Activation("softmax")], "softmax"),
     ],
 )
 def test_head_kind(last, kind, tmp_path):
