@@ -116,6 +116,18 @@ def test_a_keras_model_is_trained_as_it_is(arrays):
     assert result.test["images"] == 40
 
 
+def test_a_classifier_of_any_name_trains_alone(arrays):
+    model = small_model()
+    before = model.get_weights()
+    resnet_tf.train(model, arrays[0], test=False, freeze="all", **ONCE)
+    assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_keras_models_that_cannot_be_trained_so(arrays):
     with pytest.raises(ValueError, match=r"model .* returns probabilities; expected logits"):
         resnet_tf.train(small_model(activation="softmax"), arrays[0], **ONCE)

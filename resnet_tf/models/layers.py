@@ -11,7 +11,6 @@ import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
-from resnet_tf.pretrained.torch_mapping import HEADS
 from resnet_tf.process import recursion_limit
 
 POOLINGS = (None, "avg", "max")
@@ -172,8 +171,9 @@ def freeze(model: keras.Model, last: str) -> None:
     allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
     if last not in allowed:
         raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
+    *_, classifier = (layer for layer in model.layers if layer.weights)
     for layer in model.layers:
-        layer.trainable = not _is_frozen(layer.name, last)
+        layer.trainable = layer is classifier or not _is_frozen(layer.name, last)
 
 
 def unfreeze(model: keras.Model, batch_norm: bool) -> None:
@@ -219,7 +219,7 @@ def _stage(name: str) -> int:
 
 
 def _is_frozen(name: str, last: str) -> bool:
-    if last == "none" or name in HEADS:
+    if last == "none":
         return False
     if last == "all" or name.startswith("stem_"):
         return True
