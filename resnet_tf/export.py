@@ -106,6 +106,8 @@ def export_model(
     path = Path(path)
     check_place(path, format, model, best)
     original, sidecar, name = open_model(model, best=best)
+    if len(original.inputs) > 1 or len(original.outputs) > 1:
+        raise UserError(f"{name} has several inputs or outputs; only models of one each are exported", argument="model")
     if softmax and output_type(original) == "logits":
         probabilities = layers.Softmax(dtype="float32", name="probabilities")(original.outputs[0])
         original = keras.Model(original.inputs[0], probabilities, name=original.name)

@@ -17,7 +17,7 @@ from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, pre
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fused import fused_view
-from resnet_tf.models.layers import all_trainable, describe_trainable, freeze
+from resnet_tf.models.layers import all_trainable, describe_trainable, freeze, plain_functional
 from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.process import ONEDNN
@@ -60,8 +60,9 @@ def train(
     """Train a network by a recipe, or go on with the run in `run_dir`.
 
     Args:
-        model: name of a network (`list_models()`), or a functional `keras.Model` that takes raw pixels (0-255) and
-            returns logits, which is trained as it is; losses of its own (regularizers) are added to the recipe's.
+        model: name of a network (`list_models()`), or a functional or built sequential `keras.Model` that takes raw
+            pixels (0-255) and returns logits, which is trained as it is; losses of its own (regularizers) are added to
+            the recipe's.
         data: what to train on: a name ("cifar10", "cifar100", "shapes", "folder:PATH", "list:FILE"), a tuple (images
             uint8 (N, H, W, C), integer labels (N,)), a `Dataset`, or a `tf.data.Dataset` of (image batch, label batch),
             which is used with its own batches, order and augmentation.
@@ -90,7 +91,8 @@ def train(
     call = command or describe_call(model, data, recipe, run_dir, options)
     given = None
     if isinstance(model, keras.Model):
-        given, options = model, {**options, "model_sha256": check_trainable(model)}
+        given = plain_functional(model)
+        options = {**options, "model_sha256": check_trainable(given)}
         model = given.name
     named = isinstance(data, str | Path)
     kind = "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")

@@ -23,8 +23,6 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     # normalization is the only reader of a linear convolution; in pre-activation units that is every normalization but
     # the first, which has an addition before it and stays.
     model = plain_functional(model)
-    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        raise UserError(f"folding needs a functional keras.Model, not {type(model).__name__}", argument="model")
     with recursion_limit(len(model.layers)):
         pairs = followed_by_norm(model)
     folded_norms = {norm.name for norm in pairs.values()}

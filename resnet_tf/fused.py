@@ -231,9 +231,6 @@ def fused_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bo
         policy, _ = choose_precision("auto", Device("/GPU:0" if gpus else "/CPU:0", ""))
         policy = "float32" if policy == "mixed_float16" else policy  # which needs a loss scaler
     given, model = model, plain_functional(model)
-    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
-        found = type(model).__name__
-        raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
     outputs = set(model.output_names)
     biased = _biased_before_norm(model, policy)
     taken = {norm.name: model.get_layer(conv) for conv, norm in biased.items()}

@@ -20,6 +20,7 @@ from resnet_tf.data.transforms import ResizeCenterCrop
 from resnet_tf.errors import UserError
 from resnet_tf.fused import check_precision
 from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
+from resnet_tf.models.layers import check_classifier
 from resnet_tf.pretrained.zoo import imagenet_classes
 from resnet_tf.reports.metrics import log_softmax
 from resnet_tf.saving import SIDE, open_model
@@ -180,13 +181,12 @@ def iter_predictions(
         if value is not None and value < 1:
             raise UserError(f"{argument}={value} is out of range; give 1 or more", argument=argument)
     check_precision(precision)
-    shape, outputs = model.input_shape, model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
-        raise UserError(f"{name} takes {shape}; only images (height, width, 1 or 3 channels) will do")
-    if not isinstance(outputs, tuple) or len(outputs) != 2:
-        raise UserError(f"{name} puts out {outputs}; only the (batch, classes) of a classifier will do")
+    check_classifier(model, name)
+    shape = model.input_shape
+    if shape[3] not in (1, 3):
+        raise UserError(f"{name} takes images of {shape[3]} channels; only those of 1 or 3 will do")
     warn_unscaled(model, sidecar, name)
-    names, wnids = class_table(sidecar, outputs[1])
+    names, wnids = class_table(sidecar, model.output_shape[1])
     probabilities = probabilities_of(model, precision, fold_bn)
     transform = crop_of(shape, sidecar, resize, crop)
     for file, row in classify(images, probabilities, transform, channels=shape[3], batch_size=batch_size):

@@ -162,11 +162,16 @@ def open_model(model: Any, *, best: bool = False, published: bool = False) -> "t
     """
     import keras
 
+    from resnet_tf.models.layers import plain_functional
+
     if isinstance(model, keras.Model):
         names = getattr(model, "class_names", None)
-        return model, {} if names is None else {"class_names": list(names)}, model.name
+        return plain_functional(model), {} if names is None else {"class_names": list(names)}, model.name
     if hasattr(model, "sidecar"):  # a TrainingResult
         return model.model, model.sidecar, model.model.name
+    if not isinstance(model, str | os.PathLike):
+        expected = "a keras.Model, a result of train, a path or a name"
+        raise UserError(f"model is {type(model).__name__}; expected {expected}", argument="model")
     if published and str(model) in IMAGENET_NETWORKS and not Path(model).exists():
         return build_model(str(model), weights="imagenet"), {}, str(model)
     path = model_path(model, best)
@@ -247,17 +252,17 @@ def write_keras(model: "keras.Model", path: Path) -> None:
 def check_trainable(model: "keras.Model") -> str:
     """Refuse a Keras model that cannot be trained as it is; returns a digest of its architecture."""
     from resnet_tf.inference import output_type
-    from resnet_tf.models.layers import begins_normalized
+    from resnet_tf.models.layers import begins_normalized, check_classifier
 
-    if not hasattr(model, "operations") or not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
-        raise UserError(
-            f"model is {type(model).__name__} with the input {getattr(model, 'input_shape', None)}; expected a "
-            "functional keras.Model of images (None, height, width, channels)",
-            argument="model",
-        )
+    check_classifier(model, f"model {model.name}")
     if output_type(model) != "logits":
         raise UserError(
             f"model {model.name} returns probabilities; expected logits: build it with a last layer without activation",
+            argument="model",
+        )
+    if not model.trainable_variables:
+        raise UserError(
+            f"model {model.name} has no variables that train; set model.trainable = True, or that of some layers",
             argument="model",
         )
     if not begins_normalized(model):

@@ -29,6 +29,7 @@ from resnet_tf.inference import (
     warn_unscaled,
     with_scaling,
 )
+from resnet_tf.models.layers import check_classifier
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
 from resnet_tf.reports.runs import COMMAND
@@ -100,6 +101,7 @@ def evaluate(
     if isinstance(data, str):
         check_name(data, data_dir)
     network, sidecar, name = open_model(model, best=best)
+    check_classifier(network, name)
     tests = _find_tests(network, sidecar, name, data, data_dir, on_bad_image, class_names)
     if isinstance(mean, str) and mean == "pixel-mean":
         mean = _pixel_mean(tests)

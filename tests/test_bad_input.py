@@ -138,7 +138,10 @@ FLAGS = [
     (("evaluate", "empty.keras", "--dataset", "shapes"), "empty.keras cannot be loaded as a Keras model"),
     (("evaluate", "truncated.keras", "--dataset", "shapes"), "truncated.keras cannot be loaded as a Keras model"),
     (("evaluate", "lambda.keras", "--dataset", "shapes"), "lambda.keras cannot be loaded as a Keras model"),
-    (("evaluate", "flat.keras", "--dataset", "shapes"), "flat.keras takes images of the shape (None, 4)"),
+    (
+        ("evaluate", "flat.keras", "--dataset", "shapes"),
+        "flat.keras takes (None, 4); only images (height, width, channels) will do",
+    ),
     (("evaluate", "seven.keras", "--dataset", "shapes"), "10 classes"),
     (("evaluate", "relu.keras", "--dataset", "shapes"), "only a linear or a softmax output can be scored"),
     (("evaluate", "seven.keras"), "does not say what it was trained on; give --dataset"),

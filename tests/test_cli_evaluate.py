@@ -122,7 +122,9 @@ def test_models_that_do_not_fit(tmp_path):
         inputs = keras.Input(shape)
         return keras.Model(inputs, keras.layers.Dense(classes, activation)(keras.layers.Flatten()(inputs)))
 
-    for shape in ((28, 28, 3), (16, 16, 1), (16,)):
+    with pytest.raises(UserError, match=r"takes \(None, 16\); only images \(height, width, channels\) will do"):
+        main([saved(model((16,), 10), tmp_path), "--dataset", "shapes"])
+    for shape in ((28, 28, 3), (16, 16, 1)):
         with pytest.raises(UserError, match=r"takes images of the shape .*, shapes has \(16, 16, 3\)"):
             main([saved(model(shape, 10), tmp_path), "--dataset", "shapes"])
     with pytest.raises(UserError, match="12"):

@@ -355,6 +355,16 @@ def test_sequential_models(nested):
     assert_same_pass(view, model, some_images(model))
 
 
+def test_several_outputs_of_an_input_in_a_list():
+    x = keras.Input((6, 6, 3))
+    y = layers.Dense(2)(layers.Flatten()(layers.BatchNormalization()(x)))
+    model = keras.Model([x], [y, 2 * y])
+    images = [np.random.default_rng(1).uniform(-1, 1, (3, 6, 6, 3)).astype(np.float32)]
+    found, expected = fused_view(model)(images), model(images)
+    assert len(found) == 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_that_is_used_twice():
     inputs = keras.Input((6, 6, 3))
     conv, norm = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization(momentum=0.5)

@@ -116,6 +116,18 @@ def test_a_keras_model_is_trained_as_it_is(arrays):
     assert result.test["images"] == 40
 
 
+def test_a_sequential_model_is_trained_through_its_layers(arrays, tmp_path):
+    functional = small_model()
+    model = keras.Sequential([keras.Input((16, 16, 3)), *keras.models.clone_model(functional).layers[1:]])
+    model.set_weights(functional.get_weights())
+    result = resnet_tf.train(model, arrays[0], test=arrays[1], **ONCE)
+    assert same(result, resnet_tf.train(functional, arrays[0], test=False, **ONCE))
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), functional.get_weights(), strict=True))
+    assert resnet_tf.evaluate(model, arrays[1]).top1 == result.test["top1"]
+    resnet_tf.export_model(model, tmp_path / "model.keras", "keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(arrays[1][0]), model(arrays[1][0]))
+
+
 def test_a_classifier_of_any_name_trains_alone(arrays):
     model = small_model()
     before = model.get_weights()
@@ -126,6 +138,32 @@ def test_a_classifier_of_any_name_trains_alone(arrays):
         False,
         False,
     ]
+
+
+def test_models_that_are_no_classifiers_of_images(arrays, tmp_path):
+    x, more = keras.Input((16, 16, 3)), keras.Input((4,))
+    y = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    unbuilt = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    several = [keras.Model([x], [y, y * 2]), keras.Model([x, more], y + keras.layers.Dense(10)(more))]
+    images, labels = arrays[1]
+    for call in (
+        lambda model: resnet_tf.train(model, arrays[0], **ONCE),
+        lambda model: resnet_tf.evaluate(model, (images, labels)),
+        lambda model: resnet_tf.predict(model, images[:1]),
+        lambda model: resnet_tf.export_model(model, tmp_path / "model", "saved_model"),
+    ):
+        with pytest.raises(resnet_tf.UserError, match=r"built sequential keras\.Model, not Sequential"):
+            call(unbuilt)
+        for model in several:
+            with pytest.raises(resnet_tf.UserError, match=r"will do|inputs or outputs"):
+                call(model)
+    for call in (resnet_tf.evaluate, resnet_tf.predict):
+        with pytest.raises(resnet_tf.UserError, match=r"model is NoneType; expected a keras\.Model, a result of train"):
+            call(None, images)
+    frozen = small_model()
+    frozen.trainable = False
+    with pytest.raises(resnet_tf.UserError, match=r"has no variables that train; set model\.trainable = True"):
+        resnet_tf.train(frozen, arrays[0], **ONCE)
 
 
 def test_keras_models_that_cannot_be_trained_so(arrays):

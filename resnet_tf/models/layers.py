@@ -94,12 +94,23 @@ def begins_normalized(model: keras.Model) -> bool:
 def plain_functional(model: keras.Model) -> keras.Model:
     """A sequential model, or one whose one input is in a list (as Keras 2 wrote them), as a functional one of a tensor.
 
-    Any other is returned as it is.
+    Any other functional model is returned as it is. Raises UserError for what is neither.
     """
-    sequential = isinstance(model, keras.Sequential) and model.built
-    if sequential or (hasattr(model, "operations") and len(model.inputs) == 1 and isinstance(model.input, list | dict)):
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    return model
+    sequential = isinstance(model, keras.Sequential) and hasattr(model, "inputs")  # which an unbuilt one has not
+    if not sequential and not (isinstance(model, keras.Model) and hasattr(model, "operations")):
+        found = type(model).__name__
+        raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
+    listed = not sequential and isinstance(model.input, list | dict) and len(model.inputs) == len(model.outputs) == 1
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name) if sequential or listed else model
+
+
+def check_classifier(model: keras.Model, name: str) -> None:
+    """Refuse a functional model that does not take images or does not return one value for each class."""
+    shape, outputs = model.input_shape, model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        raise UserError(f"{name} takes {shape}; only images (height, width, channels) will do")
+    if not isinstance(outputs, tuple) or len(outputs) != 2:
+        raise UserError(f"{name} puts out {outputs}; only the (batch, classes) of a classifier will do")
 
 
 def head(x: Any, *, include_top: bool, pooling: str | None, classes: int, activation: str | None) -> Any:
