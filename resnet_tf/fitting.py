@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def train(
     if isinstance(model, keras.Model):
         given = plain_functional(model)
         options = {**options, "model_sha256": check_trainable(given)}
-        model = given.name
+        model = re.sub(r"^(functional|sequential)_\d+$", r"\1", given.name)  # Keras counts them on in a process
     named = isinstance(data, str | Path)
     kind = "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")
     config = make_config(

@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +272,25 @@ def check_trainable(model: "keras.Model") -> str:
             "0-255; begin it with keras.layers.Rescaling(1 / 127.5, offset=-1)",
             stacklevel=3,
         )
-    return hashlib.sha256(model.to_json().encode()).hexdigest()
+    return _digest(model)
+
+
+def _digest(model: "keras.Model") -> str:
+    """A digest of the architecture that does not see how far Keras has counted unnamed layers in this process."""
+    config, names, count = json.loads(model.to_json())["config"], dict[str, str](), Counter[str]()
+
+    def renumbered(value: Any, is_name: bool = False) -> Any:
+        if isinstance(value, dict):
+            return {key: renumbered(item, key == "name") for key, item in value.items()}
+        if isinstance(value, list):
+            return [renumbered(item) for item in value]
+        if is_name and isinstance(value, str) and value not in names:
+            stem = re.sub(r"_\d+$", "", value)
+            names[value], count[stem] = f"{stem}_{count[stem]}", count[stem] + 1
+        return names.get(value, value) if isinstance(value, str) else value
+
+    renumbered(config)  # a layer that is called twice may read one that comes after it
+    return hashlib.sha256(json.dumps(renumbered(config)).encode()).hexdigest()
 
 
 def check_classes(model: "keras.Model", shape: tuple[int, ...], classes: int) -> None:

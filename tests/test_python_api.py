@@ -128,6 +128,27 @@ def test_a_sequential_model_is_trained_through_its_layers(arrays, tmp_path):
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(arrays[1][0]), model(arrays[1][0]))
 
 
+def test_a_model_that_is_built_again_goes_on_with_its_run(arrays, tmp_path, monkeypatch):
+    """As where a notebook's cell runs again: Keras has numbered its layers on."""
+
+    def call(**where):
+        keras.utils.set_random_seed(4)
+        return resnet_tf.train(small_model(), arrays[0], test=False, **where, **OPTIONS)
+
+    whole, stopped = call(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            call(run_dir=stopped)
+    resumed = call(run_dir=stopped)
+    assert resumed.model.layers[-1].name != whole.model.layers[-1].name
+    assert same(resumed, whole)
+    assert [row["train_loss"] for row in resumed.history] == [row["train_loss"] for row in whole.history]
+    assert same(call(run_dir=stopped), whole)
+    with pytest.raises(resnet_tf.UserError, match="belongs to a run of other settings: model_sha256 is"):
+        resnet_tf.train(small_model(use_bias=False), arrays[0], test=False, run_dir=stopped, **OPTIONS)
+
+
 def test_a_classifier_of_any_name_trains_alone(arrays):
     model = small_model()
     before = model.get_weights()

@@ -199,6 +199,7 @@ class CheckpointManager:
                 # Aside, so that it does not count among the two that are kept.
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
+        arrays = _by_key(variables, arrays)
         for key, variable in variables.items():
             variable.assign(arrays[key])
         self.saved_step = state["step"]
@@ -207,10 +208,11 @@ class CheckpointManager:
     def _check(self, variables: Mapping[str, keras.Variable], arrays: Arrays, state: dict[str, Any]) -> None:
         """Raise ValueError for a checkpoint that this run cannot go on from."""
         expected = {key: (tuple(variable.shape), variable.dtype) for key, variable in variables.items()}
-        if {key: (array.shape, array.dtype.name) for key, array in arrays.items()} != expected:
+        found = _by_key(variables, arrays)
+        if {key: (array.shape, array.dtype.name) for key, array in found.items()} != expected:
             raise ValueError("it belongs to another network or optimizer")
-        if (found := misfit(state, _SHAPE, "state")) is not None:
-            raise ValueError(f"its state {found}")
+        if (fault := misfit(state, _SHAPE, "state")) is not None:
+            raise ValueError(f"its state {fault}")
         check_history(state.get("rows"))
         log = self._run_dir.path / "iterations.bin"
         if state["step"] * RECORD.itemsize > (log.stat().st_size if log.is_file() else 0):
@@ -252,3 +254,10 @@ class CheckpointManager:
             self._log(f"could not write {what}: {reason}; the previous one is untouched, training goes on")
             return False
         return True
+
+
+def _by_key(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Arrays:
+    """Arrays by the keys of the variables, by order where Keras has numbered a model's unnamed layers otherwise."""
+    if arrays.keys() == variables.keys() or len(arrays) != len(variables):
+        return arrays
+    return dict(zip(variables, arrays.values(), strict=True))
