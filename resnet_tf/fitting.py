@@ -105,7 +105,8 @@ def train(
         data_given=not named,
         **options,
     )
-    arguments = DataArguments(data, validation, test, class_names, steps_per_epoch)
+    outputs = 0 if given is None else given.output_shape[-1]
+    arguments = DataArguments(data, validation, test, class_names, steps_per_epoch, outputs)
     with contextlib.ExitStack() as stack:
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         run = _Run(config, RunDir(folder), given, arguments, list(callbacks), verbose, call)

@@ -298,7 +298,8 @@ def check_classes(model: "keras.Model", shape: tuple[int, ...], classes: int) ->
     sides = model.input_shape[1:]
     if any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
         raise UserError(f"model {model.name} takes images {sides}, the data has {tuple(shape)}", argument="model")
-    if model.output_shape[-1] < classes:
+    if (outputs := model.output_shape[-1]) != classes:
         raise UserError(
-            f"model {model.name} has {model.output_shape[-1]} outputs, the data has {classes} classes", argument="model"
+            f"model {model.name} has {outputs} outputs, the data has {classes} classes; give it as many",
+            argument="model",
         )

@@ -187,11 +187,13 @@ def test_models_that_are_no_classifiers_of_images(arrays, tmp_path):
         resnet_tf.train(frozen, arrays[0], **ONCE)
 
 
-def test_keras_models_that_cannot_be_trained_so(arrays):
+def test_keras_models_that_cannot_be_trained_so(arrays, shapes):
     with pytest.raises(ValueError, match=r"model .* returns probabilities; expected logits"):
         resnet_tf.train(small_model(activation="softmax"), arrays[0], **ONCE)
-    with pytest.raises(ValueError, match="has 3 outputs, the data has 10 classes"):
+    with pytest.raises(ValueError, match="has 3 outputs, the data has 10 classes; give it as many"):
         resnet_tf.train(small_model(3), arrays[0], **ONCE)
+    with pytest.raises(ValueError, match="has 12 outputs, the data has 10 classes; give it as many"):
+        resnet_tf.train(small_model(12), shapes, **ONCE)
     inputs = keras.Input((16, 16, 3))
     raw = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(inputs)))
     with pytest.warns(UserWarning, match=r"begin it with keras.layers.Rescaling"):
@@ -238,8 +240,14 @@ def test_tf_datasets_that_cannot_be_trained_on(arrays):
     [
         (lambda x, y: (x.astype(np.float32) / 255, y), "data", "expected raw pixels 0-255 in uint8"),
         (lambda x, y: (x[0], y), "data", r"images of shape \(16, 16, 3\); expected \(N, H, W, C\)"),
-        (lambda x, y: (x, y[:-1]), "data", r"labels of dtype int32 and shape \(199,\) for 200 images"),
-        (lambda x, y: (x, keras.utils.to_categorical(y)), "data", r"for one-hot labels pass labels.argmax\(axis=1\)"),
+        (lambda x, y: (x, y[:-1]), "data", r"199 labels for 200 images; expected integers \(200,\) or one-hot"),
+        (
+            lambda x, y: (x, 0.9 * keras.utils.to_categorical(y)),
+            "data",
+            r"labels of shape \(200, 10\) that are not one-hot",
+        ),
+        (lambda x, y: (x, y + 0.5), "data", "labels that are not whole numbers"),
+        (lambda x, y: (x, y.astype(str)), "data", r"labels of dtype <U11 and shape \(200,\)"),
         (lambda x, y: (x, y - 1), "data", "has the label -1; expected 0 to classes - 1"),
         (lambda x, y: x, "data", r"expected \(images, labels\), a resnet_tf.Dataset, a tf.data.Dataset"),
         (lambda x, y: "mnist", None, "dataset='mnist' is not known; allowed: cifar10, cifar100, shapes"),
@@ -269,10 +277,39 @@ def test_options_that_are_refused(arrays, options, message):
         resnet_tf.train("resnet8_v2", arrays[0], **{**OPTIONS, **options})
 
 
-def test_keras_labels_and_integer_floats_are_taken(arrays, trained):
+@pytest.mark.parametrize("labels_of", [lambda y: y[:, None], keras.utils.to_categorical])
+def test_keras_labels_and_integer_floats_are_taken(labels_of, arrays, trained):
     images, labels = arrays[0]
-    result = resnet_tf.train("resnet8_v2", (images.astype(np.float64), labels[:, None]), test=arrays[1], **ONCE)
+    result = resnet_tf.train("resnet8_v2", (images.astype(np.float64), labels_of(labels)), test=arrays[1], **ONCE)
     assert same(result, trained)
+
+
+@pytest.mark.parametrize("labels_of", [lambda y: y[:, None].astype(np.float32), keras.utils.to_categorical])
+def test_labels_of_tf_datasets_as_keras_makes_them(labels_of, arrays):
+    """`image_dataset_from_directory` has label_mode "binary" and "categorical"."""
+    images, labels = arrays[0]
+    integers = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+    others = tf.data.Dataset.from_tensor_slices((images, labels_of(labels))).batch(16)
+    result = resnet_tf.train("resnet8_v2", others, test=others, **ONCE)
+    assert same(result, resnet_tf.train("resnet8_v2", integers, **ONCE))
+    assert resnet_tf.evaluate(result, others).top1 == result.test["top1"] == resnet_tf.evaluate(result, integers).top1
+
+
+@pytest.mark.parametrize("form", ["integers", "one-hot", "tf.data"])
+def test_classes_without_an_image(form, arrays):
+    """As many classes as the model has outputs, or the labels columns: the last ones need not occur."""
+    images, labels = arrays[0][0], arrays[0][1] % 7
+    one_hot = keras.utils.to_categorical(labels, 9)
+    if form == "integers":
+        result = resnet_tf.train(small_model(9), (images, labels), **ONCE)
+    elif form == "one-hot":
+        result = resnet_tf.train("resnet8_v2", (images, one_hot), **ONCE)
+    else:
+        batches = tf.data.Dataset.from_tensor_slices((images, one_hot)).batch(16)
+        result = resnet_tf.train("resnet8_v2", batches, validation=batches, **ONCE)
+    assert result.model.output_shape == (None, 9)
+    assert result.class_names[-1] == "class 8"
+    assert 0 <= result.history[-1]["validation_accuracy"] <= 1
 
 
 def test_validation_images_of_ones_own(arrays):

@@ -134,6 +134,23 @@ class Dataset:
     validation: Split | None = None
 
 
+def class_indices(labels: Any) -> np.ndarray:
+    """Class numbers int32 (N,) of labels that are whole numbers (N,) or (N, 1), or one-hot (N, classes).
+
+    Raises ValueError for any others, such as the soft labels of mixed images.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2):
+        raise ValueError(f"labels of dtype {labels.dtype} and shape {labels.shape}")
+    if labels.ndim == 2 and labels.shape[1] != 1:
+        if not np.all((labels == 0) | (labels == 1)) or not np.all(labels.sum(axis=1) == 1):
+            raise ValueError(f"labels of shape {labels.shape} that are not one-hot")
+        return labels.argmax(axis=1).astype(np.int32)
+    if labels.dtype.kind == "f" and not np.all(labels == np.rint(labels)):
+        raise ValueError("labels that are not whole numbers")
+    return labels.reshape(-1).astype(np.int32)
+
+
 def fingerprint(split: Split) -> str:
     """SHA-256, in hex, of the shape, the pixels and the labels; equal only for the same images in the same order."""
     digest = hashlib.sha256(repr((split.images.shape, str(split.images.dtype))).encode())

@@ -13,7 +13,15 @@ import tensorflow as tf
 from resnet_tf.config import TrainConfig, default_augmentation, make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.custom_transform import check_transform, is_function_name, load_function, name_of
-from resnet_tf.data.dataset import Channels, Dataset, Split, fingerprint, is_image_dataset, stratified_split
+from resnet_tf.data.dataset import (
+    Channels,
+    Dataset,
+    Split,
+    class_indices,
+    fingerprint,
+    is_image_dataset,
+    stratified_split,
+)
 from resnet_tf.data.image_check import ImageDataset, images_to_test, open_image_dataset
 from resnet_tf.data.loader import (
     ArraySource,
@@ -80,19 +88,23 @@ class TrainingData:
 
 @dataclass(frozen=True, eq=False)
 class DataArguments:
-    """What a user hands over to train, validate and test on, as `train()` takes it."""
+    """What a user hands over to train, validate and test on, as `train()` takes it.
+
+    `outputs` is how many a given model has: so many classes have data whose classes nobody names.
+    """
 
     data: Any
     validation: Any = None
     test: Any = None
     class_names: Sequence[str] | None = None
     steps_per_epoch: int | None = None
+    outputs: int = 0
 
 
 def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], None]) -> RawData:
     data, class_names = given.data, given.class_names
     if isinstance(data, tf.data.Dataset):
-        return TfData(data, class_names, given.steps_per_epoch)
+        return TfData(data, class_names, given.steps_per_epoch, given.outputs)
     if given.steps_per_epoch is not None:
         raise UserError("steps_per_epoch=… goes with a tf.data.Dataset; leave it out", argument="steps_per_epoch")
     if isinstance(data, str | Path):
@@ -103,7 +115,9 @@ def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], No
         return data
     train = as_split(data, "data")
     classes = int(train.labels.max(initial=0)) + 1
-    names = tuple(map(str, [f"class {index}" for index in range(classes)] if class_names is None else class_names))
+    one_hot = () if isinstance(data, Split) else np.shape(data[1])[1:]
+    unnamed = [f"class {index}" for index in range(max(classes, given.outputs, *one_hot))]
+    names = tuple(map(str, unnamed if class_names is None else class_names))
     if len(names) < classes:
         message = f"class_names has {len(names)} names; the labels go up to {classes - 1}"
         raise UserError(message, argument="class_names")
@@ -124,9 +138,7 @@ def as_split(data: Any, argument: str) -> Split:
     def refuse(found: str, expected: str) -> NoReturn:
         raise UserError(f"{argument} has {found}; expected {expected}", argument=argument)
 
-    images, labels = np.asarray(data[0]), np.asarray(data[1])
-    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras' data sets have them
-        labels = labels[:, 0]
+    images = np.asarray(data[0])
     if images.ndim != 4:
         refuse(f"images of shape {images.shape}", "(N, H, W, C)")
     if images.dtype != np.uint8:
@@ -136,14 +148,16 @@ def as_split(data: Any, argument: str) -> Split:
                 "raw pixels 0-255 in uint8, as the network normalizes them itself: (255 * images).astype('uint8')",
             )
         images = images.astype(np.uint8)
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        refuse(
-            f"labels of dtype {labels.dtype} and shape {labels.shape} for {len(images)} images",
-            f"integers ({len(images)},); for one-hot labels pass labels.argmax(axis=1)",
-        )
+    expected = f"integers ({len(images)},) or one-hot ({len(images)}, classes)"
+    try:
+        labels = class_indices(data[1])
+    except ValueError as error:
+        refuse(str(error), expected)
+    if len(labels) != len(images):
+        refuse(f"{len(labels)} labels for {len(images)} images", expected)
     if labels.size and labels.min() < 0:
         refuse(f"the label {labels.min()}", "0 to classes - 1")
-    return Split(images, labels.astype(np.int32))
+    return Split(images, labels)
 
 
 def fingerprint_of(data: RawData) -> str:

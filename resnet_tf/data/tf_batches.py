@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from resnet_tf.data.dataset import Channels
+from resnet_tf.data.dataset import Channels, class_indices
 from resnet_tf.data.loader import ArraySource, DataSource, TrainLoader
 from resnet_tf.data.transforms import PadCropFlip, Transform
 from resnet_tf.errors import UserError
 
 MAX_CACHED_BYTES = 10**9  # of images that are kept on a GPU where nobody asks for it
 AHEAD = 2  # batches that are copied before they are needed
+_LABELS = "integers (B,) or one-hot (B, classes)"
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -51,7 +52,7 @@ class TfSubset:
         for images, labels in self._dataset:
             pixels = images.numpy()
             pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-            yield pixels, labels.numpy().astype(np.int32).reshape(-1)
+            yield pixels, _class_indices(labels)
 
     def shard(self, index: int, count: int) -> "TfSubset":
         return TfSubset(self._dataset.shard(count, index))
@@ -81,7 +82,7 @@ class TfLoader:
         batches = self._dataset.repeat().skip(start).take(stop - start).prefetch(tf.data.AUTOTUNE)
         dtype = image_dtype(self._dataset)
         for images, labels in batches:
-            yield tf.cast(images, dtype), tf.reshape(tf.cast(labels, tf.int32), (-1,))
+            yield tf.cast(images, dtype), tf.constant(_class_indices(labels))
 
 
 @dataclasses.dataclass(eq=False)
@@ -91,6 +92,7 @@ class TfData:
     dataset: tf.data.Dataset
     given_names: Sequence[str] | None = None
     steps_per_epoch: int | None = None
+    outputs: int = 0
     mean: Channels = ()
     std: Channels = ()
     validation: Any = None
@@ -126,10 +128,11 @@ class TfData:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The given names, or numbers for as many classes as an epoch has."""
+        """The given names, or numbers for as many classes as an epoch, its one-hot labels or the model has."""
         if self.given_names is not None:
             return tuple(map(str, self.given_names))
-        return tuple(f"class {index}" for index in range(self._look()[0]))
+        one_hot = [size for size in self.dataset.element_spec[1].shape[1:] if size is not None]
+        return tuple(f"class {index}" for index in range(max(self._look()[0], self.outputs, *one_hot)))
 
     @property
     def fingerprint(self) -> str:
@@ -183,11 +186,18 @@ def _check(dataset: tf.data.Dataset, argument: str) -> None:
         found, expected = spec, "(image batch, label batch)"
     elif spec[0].shape.rank != 4:
         found, expected = f"images of shape {spec[0].shape}", "batches (B, H, W, C): use dataset.batch(128)"
-    elif not spec[1].dtype.is_integer or (spec[1].shape.rank == 2 and spec[1].shape[1] not in (1, None)):
-        found, expected = f"labels of dtype {spec[1].dtype.name} and shape {spec[1].shape}", "integers (B,)"
+    elif not (spec[1].dtype.is_integer or spec[1].dtype.is_floating) or spec[1].shape.rank not in (None, 1, 2):
+        found, expected = f"labels of dtype {spec[1].dtype.name} and shape {spec[1].shape}", _LABELS
     else:
         return
     raise UserError(f"{argument} is a tf.data.Dataset of {found}; expected {expected}", argument=argument)
+
+
+def _class_indices(labels: tf.Tensor) -> NDArray[np.int32]:
+    try:
+        return class_indices(labels.numpy())
+    except ValueError as error:
+        raise UserError(f"a tf.data.Dataset has {error}; expected {_LABELS}") from error
 
 
 class PrefetchToDevice:
