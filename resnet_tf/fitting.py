@@ -17,7 +17,7 @@ from resnet_tf.config import Precision, TrainConfig, make_config
 from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, prepare_data
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
-from resnet_tf.fused import fused_view
+from resnet_tf.inference import logits_view
 from resnet_tf.models.layers import all_trainable, describe_trainable, freeze, plain_functional
 from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
@@ -62,11 +62,11 @@ def train(
 
     Args:
         model: name of a network (`list_models()`), or a functional or built sequential `keras.Model` that takes raw
-            pixels (0-255) and returns logits, which is trained as it is; losses of its own (regularizers) are added to
-            the recipe's.
+            pixels (0-255) and returns logits or softmax probabilities, which is trained as it is; losses of its own
+            (regularizers) are added to the recipe's.
         data: what to train on: a name ("cifar10", "cifar100", "shapes", "folder:PATH", "list:FILE"), a tuple (images
-            uint8 (N, H, W, C), integer labels (N,)), a `Dataset`, or a `tf.data.Dataset` of (image batch, label batch),
-            which is used with its own batches, order and augmentation.
+            uint8 (N, H, W, C), labels (N,) or one-hot (N, classes)), a `Dataset`, or a `tf.data.Dataset` of (image
+            batch, label batch), which is used with its own batches, order and augmentation.
         validation: likewise (tuple, `Dataset`, `tf.data.Dataset`, folder or list); None splits `validation_size` of the
             training images off, by class and seed (not for tf.data).
         test: likewise; None takes the test images of the data set, False leaves them unread.
@@ -218,7 +218,7 @@ class _Run:
         self.optimizer.build(self.model.trainable_variables)
         if self.given_model is None or config.freeze != "none":
             freeze(self.model, config.freeze)
-        self.view = fused_view(self.model, policy, config.sync_bn)
+        self.view = logits_view(self.model, policy, config.sync_bn)
         # A GPU is through with a step on small images before Python can ask for the next; a CPU never is.
         several = self.device.is_gpu and max(data.shape[:2]) <= 64
         self.steps_per_execution = config.steps_per_execution or (10 if several else 1)

@@ -166,6 +166,21 @@ def output_type(model: keras.Model) -> OutputType:
     )
 
 
+def logits_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bool = False) -> keras.Model:
+    """`fused_view` of a model, which returns logits where the model returns their softmax."""
+    view = fused_view(model, policy, sync_bn)
+    if output_type(model) == "logits":
+        return view
+    return keras.Model(view.inputs[0], _LogitsOf(dtype="float32")(view.outputs[0]), name=view.name)
+
+
+class _LogitsOf(keras.layers.Layer):
+    def call(self, probabilities: tf.Tensor) -> tf.Tensor:
+        # Where Keras' losses find them too. The log is as good until the softmax rounds to 0, which has no gradient.
+        logits = getattr(probabilities, "_keras_logits", None)
+        return tf.math.log(tf.maximum(probabilities, np.finfo(np.float32).tiny)) if logits is None else logits
+
+
 def with_scaling(
     opened: tuple[keras.Model, dict[str, Any], str], mean: Any, std: Any, input_scale: float | None
 ) -> tuple[keras.Model, dict[str, Any], str]:

@@ -256,11 +256,7 @@ def check_trainable(model: "keras.Model") -> str:
     from resnet_tf.models.layers import begins_normalized, check_classifier
 
     check_classifier(model, f"model {model.name}")
-    if output_type(model) != "logits":
-        raise UserError(
-            f"model {model.name} returns probabilities; expected logits: build it with a last layer without activation",
-            argument="model",
-        )
+    output_type(model)
     if not model.trainable_variables:
         raise UserError(
             f"model {model.name} has no variables that train; set model.trainable = True, or that of some layers",

@@ -188,8 +188,8 @@ def test_models_that_are_no_classifiers_of_images(arrays, tmp_path):
 
 
 def test_keras_models_that_cannot_be_trained_so(arrays, shapes):
-    with pytest.raises(ValueError, match=r"model .* returns probabilities; expected logits"):
-        resnet_tf.train(small_model(activation="softmax"), arrays[0], **ONCE)
+    with pytest.raises(ValueError, match=r"ends in Dense '.*' with sigmoid; only a linear or a softmax output"):
+        resnet_tf.train(small_model(activation="sigmoid"), arrays[0], **ONCE)
     with pytest.raises(ValueError, match="has 3 outputs, the data has 10 classes; give it as many"):
         resnet_tf.train(small_model(3), arrays[0], **ONCE)
     with pytest.raises(ValueError, match="has 12 outputs, the data has 10 classes; give it as many"):
@@ -310,6 +310,21 @@ def test_classes_without_an_image(form, arrays):
     assert result.model.output_shape == (None, 9)
     assert result.class_names[-1] == "class 8"
     assert 0 <= result.history[-1]["validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "ema": 0.9}])
+def test_probabilities_train_as_the_logits_before_them(options, arrays, tmp_path):
+    """To the bit, and where the softmax is all 0 and 1 too: such a network would not learn from probabilities."""
+    logits, probabilities = small_model(), small_model(activation="softmax")
+    logits.set_weights([300 * weight for weight in logits.get_weights()])
+    assert np.mean(keras.ops.softmax(logits(arrays[0][0])).numpy() == 0) > 0.5
+    probabilities.set_weights(logits.get_weights())
+    first = resnet_tf.train(logits, arrays[0], test=arrays[1], **ONCE, **options)
+    second = resnet_tf.train(probabilities, arrays[0], test=arrays[1], run_dir=tmp_path / "run", **ONCE, **options)
+    assert same(first, second)
+    assert all(a["validation_loss"] == b["validation_loss"] for a, b in zip(first.history, second.history, strict=True))
+    np.testing.assert_allclose(second.model(arrays[1][0]).numpy().sum(axis=1), 1, rtol=1e-5)
+    assert resnet_tf.evaluate(str(tmp_path / "run"), arrays[1]).top1 == first.test["top1"]
 
 
 def test_validation_images_of_ones_own(arrays):

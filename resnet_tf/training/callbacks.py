@@ -11,8 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.data.loader import eval_batch_size
-from resnet_tf.fused import fused_view
-from resnet_tf.inference import compiled_forward
+from resnet_tf.inference import compiled_forward, logits_view
 from resnet_tf.process import recursion_limit
 from resnet_tf.reports.curves import save_curves
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
@@ -139,7 +138,7 @@ class TensorBoardLog(Callback):
         # Kept in memory: 1000 pictures of CIFAR's size, fewer of larger ones.
         self._shown, self._class_names = shown.take(2 * eval_batch_size(data.shape)).arrays(), data.class_names
         self._batch = data.train.take(run.config.recipe.batch_size).arrays()
-        self._forward = compiled_forward(fused_view(run.eval_model))
+        self._forward = compiled_forward(logits_view(run.eval_model))
         with recursion_limit(len(run.model.layers)):
             self._copy = keras.models.clone_model(run.model)
         self._gradients = _make_gradients(self._copy)
@@ -202,7 +201,7 @@ def picture_of_filters(model: keras.Model) -> NDArray[np.uint8] | None:
 
 
 def _make_gradients(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
-    view, variables = fused_view(model), [variable.value for variable in model.trainable_variables]
+    view, variables = logits_view(model), [variable.value for variable in model.trainable_variables]
 
     @tf.function(reduce_retracing=True, autograph=False)
     def gradients(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:

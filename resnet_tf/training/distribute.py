@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.data.loader import Subset
 from resnet_tf.errors import UserError
-from resnet_tf.fused import fused_view
-from resnet_tf.inference import compiled_forward, evaluate_batches
+from resnet_tf.inference import compiled_forward, evaluate_batches, logits_view
 from resnet_tf.process import ClusterSpec, read_cluster_spec, startup_watchdog
 from resnet_tf.training.step import TrainStep
 
@@ -206,7 +205,7 @@ def make_evaluator(
     model: keras.Model, subset: Subset, classes: int, distribution: Distribution, image_dtype: tf.DType = tf.uint8
 ) -> Evaluator:
     """A function for loss and accuracy on a subset: each worker scores its shard, and all get the same numbers."""
-    view = fused_view(model)
+    view = logits_view(model)
     forward = compiled_forward(view, image_dtype) if distribution.strategy is None else distribution.forward(view)
     shard = subset.shard(distribution.index, distribution.workers)
 

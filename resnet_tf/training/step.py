@@ -159,8 +159,8 @@ def make_train_step(
     the moving statistics are averaged, so that all replicas end each step with the same variables.
 
     Args:
-        model: stock model with logits.
-        view: `fused_view` of the model, or the model itself.
+        model: stock model with logits or probabilities.
+        view: its `logits_view`, or the model itself where it has logits.
         optimizer: built over the trainable variables, and possibly others.
         recipe: gives the decay, the smoothing of labels and the decay of the moving average.
         jit_compile: compile the step with XLA.
