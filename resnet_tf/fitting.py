@@ -156,7 +156,7 @@ class _Run:
         if known:
             check_resumable(run_dir, known, settings)
             if run_dir.report() is not None:
-                return TrainingResult.load(run_dir.path, not isinstance(raw, TfData))
+                return TrainingResult.load(run_dir.path)
         run_dir.read_only = not distribution.is_chief
         with contextlib.ExitStack() as stack:
             if distribution.strategy is None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import filecmp
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from resnet_tf.inference import EvalMetrics
 from resnet_tf.models.registry import set_class_names
 from resnet_tf.reports.curves import TrainingHistory, draw_curves
 from resnet_tf.reports.html import write_report
+from resnet_tf.reports.runs import COMMAND, read_run
 from resnet_tf.saving import load_model, read_sidecar, save_model
 from resnet_tf.scoring import LabelledDataset, score_subset
 from resnet_tf.training.logs import read_history
-from resnet_tf.training.run_dir import REPORT, RunDir, describe_report
+from resnet_tf.training.run_dir import REPORT, describe_report
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,11 +99,19 @@ class TrainingResult:
         )
 
     @classmethod
-    def load(cls, run_dir: Path, exact_resume: bool = True) -> "TrainingResult":
-        """The result of a finished run, from its directory."""
-        report, curves = RunDir(run_dir).report(), read_history(run_dir)
-        assert report is not None
-        final = run_dir / "final.keras"
+    def load(cls, run_dir: str | os.PathLike[str]) -> "TrainingResult":
+        """The result of a finished run, from its directory.
+
+        Raises UserError where there is no run, or an unfinished one.
+        """
+        run_dir = Path(run_dir)
+        _, report = read_run(run_dir)
+        if report is None:
+            raise UserError(
+                f"run folder {run_dir} holds an unfinished run; the call or command in its {COMMAND} goes on with it",
+                argument="run_dir",
+            )
+        final, curves = run_dir / "final.keras", read_history(run_dir)
         return cls(
             model=load_model(final),
             history=[dict(row) for row in curves.history],
@@ -109,7 +119,7 @@ class TrainingResult:
             test=report["test"],
             report=report,
             run_dir=run_dir,
-            exact_resume=exact_resume,
+            exact_resume=report["settings"]["dataset"] != "tf.data",
             sidecar=read_sidecar(final),
             curves=curves,
         )

@@ -79,9 +79,20 @@ def test_interrupted_by_ctrl_c_the_same_call_goes_on_to_the_same_bits(trained, a
         stopping_after(patch, 4, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             resnet_tf.train("resnet8_v2", train, test=test, run_dir=tmp_path / "run", **OPTIONS)
+    with pytest.raises(resnet_tf.UserError, match=r"holds an unfinished run; the call or command in its command\.txt"):
+        resnet_tf.TrainingResult.load(tmp_path / "run")
     resumed = resnet_tf.train("resnet8_v2", train, test=test, run_dir=tmp_path / "run", **OPTIONS)
     assert same(resumed, trained)
     assert [row["validation_loss"] for row in resumed.history] == [row["validation_loss"] for row in trained.history]
+
+
+def test_a_result_of_a_run_that_finished_earlier(trained, tmp_path):
+    loaded = resnet_tf.TrainingResult.load(str(trained.run_dir))
+    assert same(loaded, trained)
+    assert (loaded.history, loaded.test, loaded.class_names) == (trained.history, trained.test, trained.class_names)
+    assert loaded.exact_resume
+    with pytest.raises(resnet_tf.UserError, match="holds no run; name the folder that train wrote"):
+        resnet_tf.TrainingResult.load(tmp_path)
 
 
 def test_in_a_thread(trained, arrays):
@@ -222,6 +233,7 @@ def test_a_tf_dataset_resumes_where_it_was(arrays, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **ONCE)
     assert same(resnet_tf.train("resnet8_v2", data, run_dir=tmp_path / "run", **ONCE), whole)
+    assert not resnet_tf.TrainingResult.load(tmp_path / "run").exact_resume
 
 
 def test_tf_datasets_that_cannot_be_trained_on(arrays):
