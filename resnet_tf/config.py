@@ -212,6 +212,7 @@ def make_config(
     options = {name: _plain(value) for name, value in options.items()}
     known = {field.name for field in OPTIONS} | _RECIPE_NAMES
     for name in options.keys() - known:
+        known |= {"validation", "test", "callbacks", "class_names", "steps_per_epoch", "verbose"}
         raise UserError(f"train() has no option {name!r}; {did_you_mean(name, sorted(known))}", argument=name)
     changes = {name: options.pop(name) for name in list(options) if name in _RECIPE_NAMES}
     config = TrainConfig(**{"recipe": None, "model_sha256": model_sha256, **options})

@@ -44,10 +44,11 @@ def counted(count: int, noun: str) -> str:
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to do about an unknown name, for a message: up to three that are close to it, or else all."""
+    """What to do about an unknown name, for a message: up to three that it abbreviates or resembles, or else all."""
     plain = name.lower().replace("-", "")
     longer = sorted((other for other in known if plain and other.startswith(plain)), key=len)
-    close = longer or difflib.get_close_matches(plain, known)
+    abbreviated = [other for other in known if plain == "".join(word[:1] for word in other.split("_"))]
+    close = longer or abbreviated or difflib.get_close_matches(plain, known)
     return f"did you mean {' or '.join(close[:3])}?" if close else f"allowed: {', '.join(known)}"
 
 

@@ -26,7 +26,7 @@ from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
 from resnet_tf.runtime import choose_device, choose_precision, lacks_onednn, preserved_random_states, set_threads
 from resnet_tf.saving import check_classes, check_trainable, save_model
-from resnet_tf.training.callbacks import StopTraining, make_callbacks
+from resnet_tf.training.callbacks import StopTraining, check_callbacks, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
 from resnet_tf.training.logs import TrainLogger
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
@@ -89,12 +89,16 @@ def train(
         UserError: an argument, the data, a file or the run directory is not as it must be; nothing was changed.
         KeyboardInterrupt: Ctrl-C or a signal stopped it; it is saved, and the same call goes on.
     """
+    check_callbacks(callbacks)
     call = command or describe_call(model, data, recipe, run_dir, options)
     given = None
     if isinstance(model, keras.Model):
         given = plain_functional(model)
         options = {**options, "model_sha256": check_trainable(given)}
         model = re.sub(r"^(functional|sequential)_\d+$", r"\1", given.name)  # Keras counts them on in a process
+    elif not isinstance(model, str):
+        found = type(model).__name__
+        raise UserError(f"model is {found}; expected a name of list_models() or a keras.Model", argument="model")
     named = isinstance(data, str | Path)
     kind = "tf.data" if isinstance(data, tf.data.Dataset) else getattr(data, "name", "arrays")
     config = make_config(

@@ -192,6 +192,8 @@ def test_models_that_are_no_classifiers_of_images(arrays, tmp_path):
     for call in (resnet_tf.evaluate, resnet_tf.predict):
         with pytest.raises(resnet_tf.UserError, match=r"model is NoneType; expected a keras\.Model, a result of train"):
             call(None, images)
+    with pytest.raises(resnet_tf.UserError, match="model is function; expected a name of list_models"):
+        resnet_tf.train(keras.applications.ResNet50, arrays[0])
     frozen = small_model()
     frozen.trainable = False
     with pytest.raises(resnet_tf.UserError, match=r"has no variables that train; set model\.trainable = True"):
@@ -275,6 +277,15 @@ def test_data_that_cannot_be_trained_on(arrays, change, argument, message):
     ("options", "message"),
     [
         ({"epoch": 3}, r"train\(\) has no option 'epoch'; did you mean epochs\?"),
+        ({"lr": 0.1}, r"train\(\) has no option 'lr'; did you mean learning_rate\?"),
+        (
+            {"validation_data": ()},
+            r"train\(\) has no option 'validation_data'; did you mean validation or validation_size\?",
+        ),
+        (
+            {"callbacks": [keras.callbacks.EarlyStopping()]},
+            "callbacks has EarlyStopping; expected functions of the history",
+        ),
         ({"learning_rate": -1}, "learning_rate=-1 is out of range; allowed: 0 to 1e"),
         ({"schedule": "linear"}, "schedule='linear' is not known; allowed: piecewise, cosine"),
         ({"seed": 1.5}, "seed=1.5 is not a whole number; allowed: 0 to 4294967295"),

@@ -1,7 +1,7 @@
 """Callbacks run after each evaluation; a failing one is disabled, never fatal."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from resnet_tf.data.loader import eval_batch_size
+from resnet_tf.errors import UserError
 from resnet_tf.inference import compiled_forward, logits_view
 from resnet_tf.process import recursion_limit
 from resnet_tf.reports.curves import save_curves
@@ -85,6 +86,14 @@ class Callbacks:
             del self._callbacks[name]
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self._log(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Raise UserError for what cannot be called, such as Keras' own callbacks."""
+    for callback in callbacks:
+        if not callable(callback):
+            expected = "functions of the history, or resnet_tf.Callback; docs/python.md has what stands for Keras' own"
+            raise UserError(f"callbacks has {type(callback).__name__}; expected {expected}", argument="callbacks")
 
 
 def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
