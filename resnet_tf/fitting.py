@@ -26,9 +26,9 @@ from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
 from resnet_tf.runtime import choose_device, choose_precision, lacks_onednn, preserved_random_states, set_threads
 from resnet_tf.saving import check_classes, check_trainable, save_model
-from resnet_tf.training.callbacks import StopTraining, check_callbacks, make_callbacks
+from resnet_tf.training.callbacks import StopTraining, as_callbacks, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
-from resnet_tf.training.logs import TrainLogger
+from resnet_tf.training.logs import History, TrainLogger
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
 from resnet_tf.training.schedule import Schedule
 from resnet_tf.training.step import (
@@ -51,7 +51,7 @@ def train(
     test: Any = None,
     recipe: str | Recipe | None = None,
     run_dir: str | os.PathLike[str] | None = None,
-    callbacks: Sequence[Callable[[list[dict[str, Any]]], None]] = (),
+    callbacks: Callable[[History], None] | Sequence[Callable[[History], None]] = (),
     class_names: Sequence[str] | None = None,
     steps_per_epoch: int | None = None,
     verbose: bool = True,
@@ -74,7 +74,7 @@ def train(
             image folders and lists and where weights are given.
         run_dir: directory of the run. Where it holds the same run unfinished, that goes on to the bit; where it is
             finished, its result is returned. None uses a temporary directory.
-        callbacks: called with the evaluations so far after each; see `Callback`.
+        callbacks: one or several, called with the evaluations so far after each; see `Callback`.
         class_names: names of the classes where the data has none.
         steps_per_epoch: batches an epoch of a tf.data.Dataset whose cardinality is infinite or unknown.
         verbose: print progress.
@@ -89,8 +89,7 @@ def train(
         UserError: an argument, the data, a file or the run directory is not as it must be; nothing was changed.
         KeyboardInterrupt: Ctrl-C or a signal stopped it; it is saved, and the same call goes on.
     """
-    check_callbacks(callbacks)
-    call = command or describe_call(model, data, recipe, run_dir, options)
+    made, call = as_callbacks(callbacks), command or describe_call(model, data, recipe, run_dir, options)
     given = None
     if isinstance(model, keras.Model):
         given = plain_functional(model)
@@ -113,7 +112,7 @@ def train(
     arguments = DataArguments(data, validation, test, class_names, steps_per_epoch, outputs)
     with contextlib.ExitStack() as stack:
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        run = _Run(config, RunDir(folder), given, arguments, list(callbacks), verbose, call)
+        run = _Run(config, RunDir(folder), given, arguments, made, verbose, call)
         try:
             with preserved_random_states():
                 return run.result()
@@ -132,7 +131,7 @@ class _Run:
     run_dir: RunDir
     given_model: keras.Model | None
     given_data: DataArguments
-    callbacks: list[Any]
+    callbacks: list[Callable[[History], None]]
     verbose: bool
     command: str
 

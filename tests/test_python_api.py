@@ -366,9 +366,10 @@ def test_callbacks_see_the_history_and_can_end_the_training(arrays):
             seen.append(len(history))
             raise resnet_tf.StopTraining
 
-    result = resnet_tf.train("resnet8_v2", arrays[0], test=False, callbacks=[Stop()], **OPTIONS)
-    assert seen == [1]
-    assert result.report["iterations"] == 3
+    for callbacks in [Stop()], Stop():
+        result = resnet_tf.train("resnet8_v2", arrays[0], test=False, callbacks=callbacks, **OPTIONS)
+        assert result.report["iterations"] == 3
+    assert seen == [1, 1]
 
 
 def test_a_failing_callback_ends_nothing(arrays, capsys):

@@ -88,12 +88,14 @@ class Callbacks:
             self._log(f"{name} could not be made ({reason}) and will not be tried again; training goes on")
 
 
-def check_callbacks(callbacks: Iterable[Any]) -> None:
-    """Raise UserError for what cannot be called, such as Keras' own callbacks."""
+def as_callbacks(given: Any) -> list[Callable[[History], None]]:
+    """One callback or several as a list; UserError for what cannot be called, such as Keras' own."""
+    callbacks = list(given) if isinstance(given, Iterable) else [given]
     for callback in callbacks:
         if not callable(callback):
             expected = "functions of the history, or resnet_tf.Callback; docs/python.md has what stands for Keras' own"
             raise UserError(f"callbacks has {type(callback).__name__}; expected {expected}", argument="callbacks")
+    return callbacks
 
 
 def make_callbacks(run: Any, log: Callable[[str], None]) -> Callbacks | None:
