@@ -302,7 +302,10 @@ def test_models_that_cannot_predict(tmp_path, capsys):
     keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save(tmp_path / "two.keras")
     inputs = keras.Input((8, 8, 3))
     keras.Model(inputs, keras.layers.ReLU()(inputs)).save(tmp_path / "map.keras")
-    for name, message in (("two", "1 or 3 channels"), ("map", "the (batch, classes) of a classifier")):
+    for name, message in (
+        ("two", "images of 2 channels; only those of 1 or 3 will do"),
+        ("map", "the (batch, classes) of a classifier"),
+    ):
         assert main(["predict", str(tmp_path / f"{name}.keras"), str(image)]) == 2
         assert message in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "none.keras"), str(image)]) == 2

@@ -257,7 +257,6 @@ class CheckpointManager:
 
 
 def _by_key(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Arrays:
-    """Arrays by the keys of the variables, by order where Keras has numbered a model's unnamed layers otherwise."""
-    if arrays.keys() == variables.keys() or len(arrays) != len(variables):
-        return arrays
-    return dict(zip(variables, arrays.values(), strict=True))
+    """Arrays by the keys of the variables, by order where only Keras' numbering of unnamed layers differs."""
+    found, wanted = ([re.sub(r"_\d+", "", key) for key in keys] for keys in (arrays, variables))
+    return dict(zip(variables, arrays.values(), strict=True)) if found == wanted else arrays
