@@ -18,7 +18,7 @@ from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, pre
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.inference import logits_view
-from resnet_tf.models.layers import all_trainable, describe_trainable, freeze, plain_functional
+from resnet_tf.models.layers import as_trainable, describe_trainable, freeze, plain_functional
 from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.process import ONEDNN
@@ -182,7 +182,7 @@ class _Run:
             self._fit(f"device {device.name} ({device.about}){shared}, {threads} threads, precision {policy} ({why})")
             report: dict[str, Any] = {"iterations": self.trainer.step}
             if distribution.is_chief:
-                with all_trainable(self.eval_model):
+                with as_trainable(self.frozen):
                     report = write_run_report(self, settings)
             distribution.gather([0.0])  # nobody leaves before the chief is done: it would seem lost
             return TrainingResult.of_run(self, report)
@@ -219,8 +219,7 @@ class _Run:
         self.optimizer = make_optimizer(recipe, policy, undecayed_variables(self.model, recipe.decay))
         # Slots for all variables, those that only train later too.
         self.optimizer.build(self.model.trainable_variables)
-        if self.given_model is None or config.freeze != "none":
-            freeze(self.model, config.freeze)
+        self.frozen = freeze(self.model, config.freeze)
         self.view = logits_view(self.model, policy, config.sync_bn)
         # A GPU is through with a step on small images before Python can ask for the next; a CPU never is.
         several = self.device.is_gpu and max(data.shape[:2]) <= 64
@@ -280,7 +279,7 @@ class _Run:
         checkpoint_steps, checkpoint_seconds = config.checkpoint_interval
         logger = TrainLogger(self.run_dir, length, loader.steps_per_epoch, loader.batch_size, verbose=self.verbose)
         callbacks = make_callbacks(self, logger.log)
-        switch, how = config.unfreeze_at, (self._make_steps, logger.log, config.freeze, config.train_bn)
+        switch, how = config.unfreeze_at, (self._make_steps, logger.log, self.frozen, config.train_bn)
         self.trainer = Trainer(
             model=self.model,
             optimizer=self.optimizer,
@@ -311,7 +310,7 @@ class _Run:
             if self.model.losses and config.recipe.weight_decay:
                 logger.log("the model's own regularizers count beside weight_decay; weight_decay=0 leaves them alone")
             if config.freeze != "none":
-                logger.log(describe_trainable(self.model))
+                logger.log(describe_trainable(self.model, self.frozen))
             try:
                 if self.trainer.resume():
                     logger.log(f"resuming at iteration {self.trainer.step} of {length}")
@@ -326,5 +325,5 @@ class _Run:
         return make_evaluator(self.eval_model, subset, classes, self.distribution, self.data.image_dtype)
 
     def _save_best(self, best: dict[str, Any]) -> None:
-        with all_trainable(self.eval_model):
+        with as_trainable(self.frozen):
             save_model(self.eval_model, self.run_dir.path / "best.keras", make_sidecar(self, best))

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
+from resnet_tf.models.layers import flat_layers
 
 _STAGE = re.compile(r"(stem|head|stage\d+|conv\d+)_")
 _UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")
@@ -48,14 +49,6 @@ def _stages(model: keras.Model) -> dict[str, list[layers.Layer]]:
         name = _stage_of(layer.name) or (name if not named or index < named[-1] else "head")
         stages.setdefault(name, []).append(layer)
     return stages
-
-
-def flat_layers(model: keras.Model) -> list[layers.Layer]:
-    """The layers of a model and of the models in it, in the order in which they run."""
-    flat: list[layers.Layer] = []
-    for layer in model.layers:
-        flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
-    return flat
 
 
 def _stage_of(layer_name: str) -> str | None:

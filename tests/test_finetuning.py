@@ -14,7 +14,7 @@ from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.layers import all_trainable, describe_trainable, freeze, unfreeze
+from resnet_tf.models.layers import as_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.reports.runs import shortcut_of
@@ -83,8 +83,9 @@ def test_what_is_frozen_neither_trains_nor_counts_statistics(last, trained):
 
 def test_the_last_normalization_of_version_2_belongs_to_the_features():
     model = some_network(version=2)
-    freeze(model, "all")
+    frozen = freeze(model, "all")
     assert {v.path for v in model.trainable_variables} == {"head_logits/kernel", "head_logits/bias"}
+    unfreeze(frozen, batch_norm=True)
     freeze(model, "stage3")
     assert {v.path.partition("/")[0] for v in model.trainable_variables} == {"head_bn", "head_logits"}
     model = imagenet_resnet(18, input_shape=(64, 64, 3), classes=4)
@@ -100,20 +101,46 @@ def test_a_stage_that_is_not_there():
 
 def test_a_saved_file_knows_nothing_of_it():
     model = some_network()
-    freeze(model, "stage2")
-    with all_trainable(model):
+    with as_trainable(freeze(model, "stage2")):
         assert len(model.trainable_variables) == len(some_network().trainable_variables)
     assert {v.path.partition("_")[0] for v in model.trainable_variables} == {"stage3", "head"}
 
 
+def network_in_a_model():
+    base = cifar_resnet(8, version=1, input_shape=(8, 8, 3), include_top=False, pooling="avg")
+    return keras.Sequential([keras.Input((8, 8, 3)), base, keras.layers.Dense(4, name="top")])
+
+
+def test_the_layers_of_a_model_in_the_model_are_frozen_one_by_one():
+    """And those that their owner has frozen stay so."""
+    model = network_in_a_model()
+    base = model.layers[0]
+    base.get_layer("stage3_block1_conv2").trainable = False
+    parts = {"stem", "stage1", "stage2", "stage3", "top"}
+    for last, trained in (("none", parts), ("stage2", {"stage3", "top"}), ("all", {"top"})):
+        frozen = freeze(model, last)
+        assert {v.path.split("/")[-2].partition("_")[0] for v in model.trainable_variables} == trained
+        # 75,290 without the 64·10 + 10 of the CIFAR classifier and the 9·64² of the frozen convolution.
+        assert f" of {75_290 - 650 - 36_864 + 64 * 4 + 4:,} parameters" in describe_trainable(model, frozen)
+        with as_trainable(frozen):
+            assert [x.name for x in base.layers if not x.trainable] == ["stage3_block1_conv2"]
+        norms = {x.name for x in frozen if isinstance(x, keras.layers.BatchNormalization)}
+        assert bool(norms) == (last != "none")
+        unfreeze(frozen, batch_norm=False)
+        assert {x.name for x in base.layers if not x.trainable} == {"stage3_block1_conv2"} | norms
+        unfreeze(frozen, batch_norm=True)
+        assert [x.name for x in base.layers if not x.trainable] == ["stage3_block1_conv2"]
+
+
 def test_what_trains_in_words():
     model = some_network()
-    freeze(model, "all")
+    frozen = freeze(model, "all")
     # 64 features times 10 classes and 10 biases; 75,290 as in the report of a run.
-    assert describe_trainable(model) == "training 650 of 75,290 parameters in 1 layers: head_logits 650"
-    freeze(model, "stage1")
+    assert describe_trainable(model, frozen) == "training 650 of 75,290 parameters in 1 layers: head_logits 650"
+    unfreeze(frozen, batch_norm=True)
+    frozen = freeze(model, "stage1")
     # Two convolutions and two normalizations a stage: 9·16·32 + 9·32² + 4·32, and 9·32·64 + 9·64² + 4·64.
-    assert describe_trainable(model).endswith("in 9 layers: stage2 13,952, stage3 55,552, head 650")
+    assert describe_trainable(model, frozen).endswith("in 9 layers: stage2 13,952, stage3 55,552, head 650")
 
 
 @pytest.mark.parametrize("train_bn", [False, True])
@@ -125,13 +152,12 @@ def test_the_slots_of_what_trained_before_survive_the_switch(train_bn):
     optimizer.build(model.trainable_variables)
     velocities = {v.path: np.zeros(v.shape, np.float32) for v in stock.trainable_variables}
     view = fused_view(model)
-    for network in (model, stock):
-        freeze(network, "all")
+    frozen = [freeze(network, "all") for network in (model, stock)]
     step = make_train_step(model, view, optimizer, recipe, jit_compile=False)
     for index in range(4):
         if index == 2:
-            for network in (model, stock):
-                unfreeze(network, train_bn)
+            for layers in frozen:
+                unfreeze(layers, train_bn)
             step = make_train_step(model, view, optimizer, recipe, jit_compile=False)
         images, labels = some_batch(index)
         step(images, labels, np.float32(0.1))

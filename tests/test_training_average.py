@@ -79,8 +79,7 @@ def test_four_parts_make_the_step_of_the_whole_batch(jit_compile):
     after, results = [], []
     for accumulate in (1, 4):
         model = some_network()
-        freeze(model, "all")
-        unfreeze(model, batch_norm=False)
+        unfreeze(freeze(model, "all"), batch_norm=False)
         before = values(model)
         step, optimizer = ready(model, accumulate=accumulate, jit_compile=jit_compile)
         results.append(step(*some_batch(), np.float32(0.01)).numpy())

@@ -172,52 +172,69 @@ def stage_outputs(model: keras.Model) -> dict[int, str]:
     return outputs
 
 
-def freeze(model: keras.Model, last: str) -> None:
+def freeze(model: keras.Model, last: str) -> list[layers.Layer]:
     """Stop the training of the layers up to `last`: no gradient, and batch normalization as in inference.
 
-    `last` is "none" (everything trains), "stageK" (the stem up to and including stage K does not) or "all" (only the
-    classifier trains). Compile the training step afterwards.
+    `last` is "none" (nothing is frozen), "stageK" (the stem up to and including stage K) or "all" (everything but the
+    classifier). Layers of models in the model are frozen one by one. Compile the training step afterwards.
+
+    Returns:
+        The layers that trained before and do not now, for `unfreeze` and `as_trainable`.
+
+    Raises:
+        UserError: the network does not have the stage.
     """
-    stages = sorted({_stage(layer.name) for layer in model.layers} - {_NO_STAGE})
+    members = flat_layers(model)
+    stages = sorted({_stage(layer.name) for layer in members} - {_NO_STAGE})
     allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
     if last not in allowed:
         raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
-    *_, classifier = (layer for layer in model.layers if layer.weights)
-    for layer in model.layers:
-        layer.trainable = layer is classifier or not _is_frozen(layer.name, last)
+    *_, classifier = (layer for layer in members if layer.weights)
+    frozen = [x for x in members if x.trainable and x is not classifier and _is_frozen(x.name, last)]
+    _set_trainable(frozen, False)
+    return frozen
 
 
-def unfreeze(model: keras.Model, batch_norm: bool) -> None:
-    """Let everything train again; batch normalization that was frozen only where `batch_norm` says so."""
-    for layer in model.layers:
-        if batch_norm or not isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = True
+def unfreeze(frozen: Sequence[layers.Layer], batch_norm: bool) -> None:
+    """Let frozen layers train again, batch normalization only where `batch_norm` says so."""
+    _set_trainable([x for x in frozen if batch_norm or not isinstance(x, layers.BatchNormalization)], True)
 
 
 @contextlib.contextmanager
-def all_trainable(model: keras.Model) -> Iterator[None]:
-    """Make every layer trainable for the time of the block, so that a saved file does not say what was frozen."""
-    before = [layer.trainable for layer in model.layers]
+def as_trainable(frozen: Sequence[layers.Layer]) -> Iterator[None]:
+    """Let frozen layers train for the time of the block, so that a saved file does not say what a run has frozen."""
+    before = [layer.trainable for layer in frozen]
     try:
-        for layer in model.layers:
-            layer.trainable = True
+        _set_trainable(frozen, True)
         yield
     finally:
-        for layer, trainable in zip(model.layers, before, strict=True):
+        for layer, trainable in zip(frozen, before, strict=True):
             layer.trainable = trainable
 
 
-def describe_trainable(model: keras.Model) -> str:
+def _set_trainable(members: Sequence[layers.Layer], trainable: bool) -> None:
+    for layer in members:
+        layer.trainable = trainable
+
+
+def flat_layers(model: keras.Model) -> list[layers.Layer]:
+    """The layers of a model and of the models in it, in the order in which they run."""
+    flat: list[layers.Layer] = []
+    for layer in model.layers:
+        flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
+    return flat
+
+
+def describe_trainable(model: keras.Model, frozen: Sequence[layers.Layer]) -> str:
     """What trains, in one line: layers, or stages where those are many, with the numbers of their parameters."""
-    counts = {layer.name: _parameters(layer.trainable_variables) for layer in model.layers}
-    training = {name: count for name, count in counts.items() if count}
-    with all_trainable(model):
+    training = [(x.name, count) for x in flat_layers(model) if (count := _parameters(x.trainable_variables))]
+    with as_trainable(frozen):
         total = _parameters(model.trainable_variables)
     groups: Counter[str] = Counter()
-    for name, count in training.items():
+    for name, count in training:
         groups[name if len(training) <= _MAX_NAMED_LAYERS else name.partition("_")[0]] += count
     named = ", ".join(f"{name} {count:,}" for name, count in groups.items())
-    return f"training {sum(training.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
+    return f"training {sum(groups.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
 
 
 def _parameters(variables: list[keras.Variable]) -> int:

@@ -9,9 +9,9 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.errors import UserError
+from resnet_tf.models.layers import flat_layers
 from resnet_tf.process import recursion_limit
 from resnet_tf.recipes import Recipe
-from resnet_tf.summary import flat_layers
 
 # Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
 Batch = tuple[Any, Any]

@@ -1,7 +1,7 @@
 """The training loop: steps, evaluations, checkpoints, and nothing that depends on when it was stopped."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.errors import UserError
-from resnet_tf.models.layers import describe_trainable, freeze, unfreeze
+from resnet_tf.models.layers import describe_trainable, unfreeze
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
 from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
@@ -41,7 +41,7 @@ class UnfreezeAt:
     step: int
     make_functions: Callable[[], StepFunctions]
     log: Callable[[str], None]
-    freeze: str
+    frozen: Sequence[keras.layers.Layer]
     train_bn: bool
 
     def __post_init__(self) -> None:
@@ -53,10 +53,11 @@ class UnfreezeAt:
         if (step >= self.step) != self._is_unfrozen:
             self._is_unfrozen = not self._is_unfrozen
             if self._is_unfrozen:
-                unfreeze(self.model, self.train_bn)
+                unfreeze(self.frozen, self.train_bn)
             else:  # a rollback to before the switch
-                freeze(self.model, self.freeze)
-            self.log(describe_trainable(self.model))
+                for layer in self.frozen:
+                    layer.trainable = False
+            self.log(describe_trainable(self.model, self.frozen))
         if self._is_unfrozen not in self._functions:
             self._functions[self._is_unfrozen] = self.make_functions()
         return self._functions[self._is_unfrozen]
