@@ -160,6 +160,34 @@ def test_a_model_that_is_built_again_goes_on_with_its_run(arrays, tmp_path, monk
         resnet_tf.train(small_model(use_bias=False), arrays[0], test=False, run_dir=stopped, **OPTIONS)
 
 
+def two_of_a_name():
+    """A model of two models, whose layers and variables are called alike."""
+    parts = []
+    for name, channels in (("first", 3), ("second", 8)):
+        inputs = keras.Input((16, 16, channels))
+        x = keras.layers.Conv2D(8, 3, padding="same", name="conv")(inputs)
+        parts.append(keras.Model(inputs, keras.layers.BatchNormalization(name="bn")(x), name=name))
+    inputs = keras.Input((16, 16, 3))
+    x = parts[1](parts[0](keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)))
+    x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def test_models_in_a_model_whose_layers_are_called_alike(arrays, tmp_path, monkeypatch):
+    assert len({v.path for v in two_of_a_name().variables}) < len(two_of_a_name().variables)
+
+    def call(**where):
+        keras.utils.set_random_seed(4)
+        return resnet_tf.train(two_of_a_name(), arrays[0], test=False, ema=0.5, **where, **OPTIONS)
+
+    whole, stopped = call(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            call(run_dir=stopped)
+    assert same(call(run_dir=stopped), whole)
+
+
 def test_a_classifier_of_any_name_trains_alone(arrays):
     model = small_model()
     before = model.get_weights()

@@ -99,24 +99,25 @@ def decayed_variables(model: keras.Model, decay: str) -> list[keras.Variable]:
 
 def undecayed_variables(model: keras.Model, decay: str) -> list[keras.Variable]:
     """The trainable variables that `decayed_variables` leaves out."""
-    decayed = {v.path for v in decayed_variables(model, decay)}
-    return [v for v in model.trainable_variables if v.path not in decayed]
+    decayed = {id(v) for v in decayed_variables(model, decay)}
+    return [v for v in model.trainable_variables if id(v) not in decayed]
 
 
 def make_ema(model: keras.Model) -> keras.Model:
     """A copy of a functional stock model, to hold the exponential moving averages of its variables."""
     with recursion_limit(len(model.layers)):
         ema_model = keras.models.clone_model(model)
-    averages = {variable.path: variable for variable in ema_model.variables}
-    for variable in model.variables:
-        averages[variable.path].assign(variable)
+    for variable, average in zip(model.variables, ema_model.variables, strict=True):
+        average.assign(variable)
     return ema_model
 
 
 def ema_pairs(model: keras.Model, ema_model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
     """Each variable of a layer that trains, moving statistics among them, with its average."""
-    averages = {variable.path: variable for variable in ema_model.variables}
-    return [(v, averages[v.path]) for layer in model.layers if layer.trainable for v in layer.variables]
+    moving = {id(v) for layer in flat_layers(model) if layer.trainable for v in layer.variables}
+    pairs = zip(model.variables, ema_model.variables, strict=True)
+    # By order, for paths need not be unique; a state of a random generator is no number to average.
+    return [(v, average) for v, average in pairs if id(v) in moving and keras.backend.is_float_dtype(v.dtype)]
 
 
 def update_ema(pairs: list[tuple[keras.Variable, keras.Variable]], decay: float, steps: tf.Tensor) -> None:

@@ -286,4 +286,13 @@ class Trainer:
 
     def _variables(self) -> dict[str, keras.Variable]:
         owners = {"model": self.model, "optimizer": self.optimizer, "average": self.ema_model}
-        return {f"{key}/{v.path}": v for key, owner in owners.items() if owner is not None for v in owner.variables}
+        found: dict[str, keras.Variable] = {}
+        for owner_name, owner in owners.items():
+            for variable in [] if owner is None else owner.variables:
+                key = path = f"{owner_name}/{variable.path}"
+                number = 1
+                while key in found:  # layers of one name, in several models of the model
+                    number += 1
+                    key = f"{path}#{number}"
+                found[key] = variable
+        return found
