@@ -34,8 +34,9 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def short(error: BaseException, most: int = 160) -> str:
-    """What an error of somebody else's says, in one line."""
-    return " ".join(str(error)[:1000].split())[:most] or type(error).__name__
+    """What an error of somebody else's says, in one line; Keras prints configurations before the reason."""
+    reason = str(error).rpartition("Exception encountered: ")[2]
+    return " ".join(reason[:1000].split())[:most] or type(error).__name__
 
 
 def counted(count: int, noun: str) -> str:

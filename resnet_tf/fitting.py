@@ -18,7 +18,7 @@ from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, pre
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.inference import logits_view
-from resnet_tf.models.layers import as_trainable, describe_trainable, freeze, plain_functional
+from resnet_tf.models.layers import as_trainable, custom_classes, describe_trainable, freeze, plain_functional
 from resnet_tf.models.registry import build_model
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.process import ONEDNN
@@ -111,11 +111,13 @@ def train(
     outputs = 0 if given is None else given.output_shape[-1]
     arguments = DataArguments(data, validation, test, class_names, steps_per_epoch, outputs)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(preserved_random_states())
+        if given is not None:  # what the run saves is read again
+            stack.enter_context(keras.saving.custom_object_scope(custom_classes(given)))
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         run = _Run(config, RunDir(folder), given, arguments, made, verbose, call)
         try:
-            with preserved_random_states():
-                return run.result()
+            return run.result()
         except tf.errors.OpError as error:
             lost = worker_lost_error(error)
             if lost is None:

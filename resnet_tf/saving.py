@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_tf.config import MAX_SIDE
 from resnet_tf.data.dataset import DATASETS, IMAGE_FORMS
-from resnet_tf.errors import UserError, did_you_mean
+from resnet_tf.errors import UserError, did_you_mean, short
 from resnet_tf.files import MAX_JSON, read_json, write_json, write_with
 from resnet_tf.models.registry import IMAGENET_NETWORKS, build_model, list_models
 from resnet_tf.pretrained.zoo import find_shipped
@@ -119,13 +119,18 @@ def load_model(path: Path) -> "keras.Model":
     try:
         return _load_saved_model(path) if path.is_dir() else plain_functional(read_keras_file(path))
     except Exception as error:  # Keras raises whatever its readers raise on a damaged file
-        reason = str(error).strip().splitlines()
+        if own := re.search(r"Could not locate (?:class|function) '(\w+)'", str(error)):
+            raise UserError(
+                f"{path} holds {own[1]}, which is not Keras' own; import it first, decorated with "
+                "@keras.saving.register_keras_serializable(), or call this in keras.saving.custom_object_scope"
+                f"({{{own[1]!r}: {own[1]}}})"
+            ) from error
         advice = (
             f"; Keras {version} wrote it, this is Keras {keras.__version__}: load it there (Keras 2: pip install "
             "tf_keras), and give the folder that model.export(FOLDER) writes"
         )
         raise UserError(
-            f"{path} cannot be loaded as a Keras model ({reason[0][:200] if reason else error!r})"
+            f"{path} cannot be loaded as a Keras model ({short(error, 200)})"
             f"{advice if version not in (None, keras.__version__) else ''}"
         ) from error
 

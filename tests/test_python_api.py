@@ -160,6 +160,66 @@ def test_a_model_that_is_built_again_goes_on_with_its_run(arrays, tmp_path, monk
         resnet_tf.train(small_model(use_bias=False), arrays[0], test=False, run_dir=stopped, **OPTIONS)
 
 
+class Scale(keras.layers.Layer):
+    """A layer as notebooks have them, of which Keras knows nothing."""
+
+    def __init__(self, factor=2.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+class WithoutConfig(keras.layers.Layer):
+    def __init__(self, factor):
+        super().__init__(name="mine")
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+
+def model_around(layer):
+    inputs = keras.Input((16, 16, 3))
+    x = layer(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}])
+def test_a_layer_of_ones_own_is_trained_and_read_back(arrays, tmp_path, options):
+    def call():
+        return resnet_tf.train(
+            model_around(Scale(3.0)), arrays[0], test=arrays[1], run_dir=tmp_path / "run", **options, **ONCE
+        )
+
+    result = call()
+    assert call().test == result.test
+    with pytest.raises(
+        resnet_tf.UserError, match=r"final.keras holds Scale, which is not Keras' own; .*_scope\({'Scale': Scale}\)"
+    ):
+        resnet_tf.evaluate(tmp_path / "run", arrays[1])
+    with keras.saving.custom_object_scope({"Scale": Scale}):
+        np.testing.assert_array_equal(resnet_tf.evaluate(result.run_dir, arrays[1]).confusion, result.test["confusion"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "reason"),
+    [
+        (WithoutConfig(2.0), "mine", "unexpected keyword argument"),
+        (keras.layers.Lambda(lambda x: x * 2, name="twice"), "twice", "`Lambda` layer"),
+        (keras.Sequential([keras.layers.Lambda(lambda x: x * 2, name="within")]), "within", "`Lambda` layer"),
+    ],
+)
+def test_a_layer_that_no_file_can_hold_is_refused_before_the_training(arrays, tmp_path, layer, name, reason):
+    with pytest.raises(resnet_tf.UserError, match=rf"layer {name} \(\w+\) cannot be built again .*{reason}.*give its"):
+        resnet_tf.train(model_around(layer), arrays[0], run_dir=tmp_path / "run", **ONCE)
+    assert not (tmp_path / "run").exists()
+
+
 def two_of_a_name():
     """A model of two models, whose layers and variables are called alike."""
     parts = []

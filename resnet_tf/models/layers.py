@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from resnet_tf.errors import UserError
+from resnet_tf.errors import UserError, short
 from resnet_tf.process import recursion_limit
 
 POOLINGS = (None, "avg", "max")
@@ -223,6 +223,35 @@ def flat_layers(model: keras.Model) -> list[layers.Layer]:
     for layer in model.layers:
         flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
     return flat
+
+
+def custom_classes(model: keras.Model) -> dict[str, type]:
+    """The classes of a functional model's layers that are not Keras' own, by the names that its files have for them.
+
+    Raises UserError for a layer that could not be built again from a file.
+    """
+    found: dict[str, type] = {}
+    members = list(model.layers)
+    for layer in members:
+        if isinstance(layer, keras.Model):
+            members += layer.layers
+        if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
+            continue
+        kind = type(layer)
+        if kind.__module__.partition(".")[0] != "keras":
+            found[keras.saving.get_registered_name(kind)] = kind
+        try:
+            with keras.saving.custom_object_scope(found):
+                kind.from_config(layer.get_config())
+        except Exception as error:  # whatever the layer's own code raises
+            raise UserError(
+                f"layer {layer.name} ({kind.__name__}) cannot be built again from its configuration, as a saved model "
+                f"asks ({short(error, 100)}); give its class a get_config that returns what __init__ takes, "
+                "decorate own functions with @keras.saving.register_keras_serializable(), and use keras.ops or a layer "
+                "in place of a lambda",
+                argument="model",
+            ) from error
+    return found
 
 
 def describe_trainable(model: keras.Model, frozen: Sequence[layers.Layer]) -> str:
