@@ -181,6 +181,28 @@ def test_keras_files_of_other_networks(tmp_path, name):
         cifar_resnet(8, weights=str(tmp_path / name))
 
 
+def model_of_unnamed_layers(first=4):
+    """Of two models that hold a layer of one name, and layers that Keras numbers on in a process."""
+    inputs = x = keras.Input((32, 32, 3))
+    for filters in (first, 4):
+        part = keras.Input((32, 32, x.shape[-1]))
+        x = keras.Model(part, keras.layers.Conv2D(filters, 3, padding="same", name="conv")(part))(x)
+    x = keras.layers.Conv2D(5, 3)(keras.layers.Conv2D(5, 3)(x))
+    return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_a_keras_file_of_a_model_that_is_built_again(tmp_path):
+    model, again = model_of_unnamed_layers(), model_of_unnamed_layers()
+    model.save(tmp_path / "m.keras")
+    assert {v.path for v in model.variables} != {v.path for v in again.variables}
+    open_weights(str(tmp_path / "m.keras"), None).load_into(again)
+    np.testing.assert_array_equal(again(IMAGES), model(IMAGES))
+    with pytest.raises(
+        UserError, match=r"m\.keras does not fit .* in 3 variables \(conv/kernel, conv/bias, conv/kernel#2\)"
+    ):
+        open_weights(str(tmp_path / "m.keras"), None).load_into(model_of_unnamed_layers(first=6))
+
+
 def test_a_file_with_more_than_the_model_has(tmp_path):
     """Keras takes the layers that it finds a place for, and says nothing of the others."""
     some_model().save_weights(tmp_path / "m.weights.h5")

@@ -3,8 +3,8 @@
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -12,6 +12,8 @@ from keras import layers
 
 from resnet_tf.errors import UserError, short
 from resnet_tf.process import recursion_limit
+
+T = TypeVar("T")
 
 POOLINGS = (None, "avg", "max")
 _NO_STAGE = -1
@@ -223,6 +225,25 @@ def flat_layers(model: keras.Model) -> list[layers.Layer]:
     for layer in model.layers:
         flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
     return flat
+
+
+def by_path(
+    variables: Sequence[keras.Variable], path_of: Callable[[keras.Variable], str] = lambda variable: variable.path
+) -> dict[str, keras.Variable]:
+    """Variables by their paths, "PATH#2", … where models in the model hold layers of one name."""
+    found: dict[str, keras.Variable] = {}
+    seen: Counter[str] = Counter()
+    for variable in variables:
+        path = path_of(variable)
+        seen[path] += 1
+        found[path if seen[path] == 1 else f"{path}#{seen[path]}"] = variable
+    return found
+
+
+def renumbered(found: dict[str, T], paths: Sequence[str]) -> dict[str, T]:
+    """What was found by path under the `paths` of a model, by order where only Keras' numbering of layers differs."""
+    theirs, ours = ([re.sub(r"_\d+", "", path) for path in each] for each in (found, paths))
+    return dict(zip(paths, found.values(), strict=True)) if theirs == ours and found.keys() != set(paths) else found
 
 
 def custom_classes(model: keras.Model) -> dict[str, type]:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, counted, short, some
+from resnet_tf.models.layers import by_path, renumbered
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
 from resnet_tf.pretrained.torch_format import (
     constants_by_statistics,
@@ -227,8 +228,8 @@ class KerasModelWeights(Weights):
         self.identity_padding = _identity_padding(self.model)
 
     def load_into(self, model: keras.Model, new_head: bool = False) -> None:
-        theirs = {_path_of(variable): variable for variable in self.model.variables}
-        ours = {_path_of(v): v for v in model.variables if not (new_head and _in_head(v))}
+        ours = by_path([v for v in model.variables if not (new_head and _in_head(v))], _path_of)
+        theirs = renumbered(by_path(self.model.variables, _path_of), list(ours))
         unlike = [path for path in ours if path not in theirs or theirs[path].shape != ours[path].shape]
         unlike += [path for path in theirs if path not in ours and not path.startswith("head_")]
         if self.identity_padding and _identity_padding(model) not in (None, self.identity_padding):

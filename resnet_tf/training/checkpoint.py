@@ -15,6 +15,7 @@ import numpy as np
 
 from resnet_tf.errors import UserError, short
 from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, parse_json, replacing, sha256_of, write_text
+from resnet_tf.models.layers import renumbered
 from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.logs import RECORD, History, StepLog, check_history
 from resnet_tf.training.run_dir import RunDir
@@ -199,7 +200,7 @@ class CheckpointManager:
                 # Aside, so that it does not count among the two that are kept.
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
-        arrays = _by_key(variables, arrays)
+        arrays = renumbered(arrays, list(variables))
         for key, variable in variables.items():
             variable.assign(arrays[key])
         self.saved_step = state["step"]
@@ -208,7 +209,7 @@ class CheckpointManager:
     def _check(self, variables: Mapping[str, keras.Variable], arrays: Arrays, state: dict[str, Any]) -> None:
         """Raise ValueError for a checkpoint that this run cannot go on from."""
         expected = {key: (tuple(variable.shape), variable.dtype) for key, variable in variables.items()}
-        found = _by_key(variables, arrays)
+        found = renumbered(arrays, list(variables))
         if {key: (array.shape, array.dtype.name) for key, array in found.items()} != expected:
             raise ValueError("it belongs to another network or optimizer")
         if (fault := misfit(state, _SHAPE, "state")) is not None:
@@ -254,9 +255,3 @@ class CheckpointManager:
             self._log(f"could not write {what}: {reason}; the previous one is untouched, training goes on")
             return False
         return True
-
-
-def _by_key(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Arrays:
-    """Arrays by the keys of the variables, by order where only Keras' numbering of unnamed layers differs."""
-    found, wanted = ([re.sub(r"_\d+", "", key) for key in keys] for keys in (arrays, variables))
-    return dict(zip(variables, arrays.values(), strict=True)) if found == wanted else arrays

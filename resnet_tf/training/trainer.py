@@ -11,7 +11,7 @@ import numpy as np
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.errors import UserError
-from resnet_tf.models.layers import describe_trainable, unfreeze
+from resnet_tf.models.layers import by_path, describe_trainable, unfreeze
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
 from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
@@ -286,13 +286,5 @@ class Trainer:
 
     def _variables(self) -> dict[str, keras.Variable]:
         owners = {"model": self.model, "optimizer": self.optimizer, "average": self.ema_model}
-        found: dict[str, keras.Variable] = {}
-        for owner_name, owner in owners.items():
-            for variable in [] if owner is None else owner.variables:
-                key = path = f"{owner_name}/{variable.path}"
-                number = 1
-                while key in found:  # layers of one name, in several models of the model
-                    number += 1
-                    key = f"{path}#{number}"
-                found[key] = variable
-        return found
+        named = {key: by_path(owner.variables) for key, owner in owners.items() if owner is not None}
+        return {f"{key}/{path}": v for key, variables in named.items() for path, v in variables.items()}
