@@ -160,6 +160,26 @@ def test_a_model_that_is_built_again_goes_on_with_its_run(arrays, tmp_path, monk
         resnet_tf.train(small_model(use_bias=False), arrays[0], test=False, run_dir=stopped, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    "options", [{"shortcut": "projection"}, {"width": 2}, {"use_bias": True}, {"identity_padding": "end"}]
+)
+def test_options_of_a_builder_do_not_go_with_a_built_model(arrays, options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(
+        resnet_tf.UserError, match=rf"^{name}={value!r} is for a network by name, and model .* leave it"
+    ):
+        resnet_tf.train(small_model(), arrays[0], **options, **ONCE)
+
+
+def test_a_file_in_place_of_a_model(arrays, tmp_path):
+    path = str(tmp_path / "model.keras")
+    small_model().save(path)
+    with pytest.raises(
+        resnet_tf.UserError, match=r"is a file; give the name of its network, and weights='.*model\.keras'"
+    ):
+        resnet_tf.train(path, arrays[0], **ONCE)
+
+
 class Scale(keras.layers.Layer):
     """A layer as notebooks have them, of which Keras knows nothing."""
 

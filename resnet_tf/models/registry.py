@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from resnet_tf.errors import UserError, did_you_mean
@@ -84,7 +85,9 @@ def model_options(name: str) -> dict[str, Any]:
     """The builder's arguments that a name stands for; UserError that lists the known names for any other."""
     networks = CIFAR_NETWORKS | IMAGENET_NETWORKS
     if name not in networks:
-        raise UserError(f"model={name!r} is not known; {did_you_mean(name, networks)}", argument="model")
+        is_file = f"is a file; give the name of its network, and weights={name!r}"
+        why = is_file if Path(name).exists() else f"is not known; {did_you_mean(name, networks)}"
+        raise UserError(f"model={name!r} {why}", argument="model")
     return dict(networks[name])
 
 
