@@ -20,7 +20,8 @@ from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import check_outputs, replacing, replacing_folder, write_json, write_text
 from resnet_tf.folding import fold_batch_norm
 from resnet_tf.fused import fused_view
-from resnet_tf.inference import compiled_forward, evaluate_arrays, output_type
+from resnet_tf.inference import compiled_forward, evaluate_arrays
+from resnet_tf.models.foreign import output_type
 from resnet_tf.prediction import class_table
 from resnet_tf.process import recursion_limit, suppress_output
 from resnet_tf.saving import check_sidecar, input_files, open_model, write_keras

@@ -18,14 +18,15 @@ from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data, pre
 from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.inference import logits_view
-from resnet_tf.models.layers import as_trainable, custom_classes, describe_trainable, freeze, plain_functional
+from resnet_tf.models.foreign import check_classes, check_trainable, custom_classes, plain_functional
 from resnet_tf.models.registry import build_model
+from resnet_tf.models.variables import as_trainable, describe_trainable, freeze
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.process import ONEDNN
 from resnet_tf.recipes import Recipe, check_validation
 from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write_run_report
 from resnet_tf.runtime import choose_device, choose_precision, lacks_onednn, preserved_random_states, set_threads
-from resnet_tf.saving import check_classes, check_trainable, save_model
+from resnet_tf.saving import save_model
 from resnet_tf.training.callbacks import StopTraining, as_callbacks, make_callbacks
 from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
 from resnet_tf.training.logs import History, TrainLogger

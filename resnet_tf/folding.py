@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
-from resnet_tf.models.layers import plain_functional
+from resnet_tf.models.foreign import plain_functional
 from resnet_tf.process import recursion_limit
 
 CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)

@@ -16,7 +16,7 @@ from keras import layers
 from resnet_tf.config import ANY_PRECISION, AnyPrecision
 from resnet_tf.errors import UserError
 from resnet_tf.folding import CONVOLUTIONS, followed_by_norm, kernels_of
-from resnet_tf.models.layers import plain_functional
+from resnet_tf.models.foreign import plain_functional
 from resnet_tf.process import recursion_limit
 from resnet_tf.runtime import Device, choose_precision, has_bfloat16_kernels
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,11 +17,9 @@ from resnet_tf.config import AnyPrecision
 from resnet_tf.errors import UserError
 from resnet_tf.folding import fold_batch_norm
 from resnet_tf.fused import fused_view
-from resnet_tf.models.layers import begins_normalized, scaled
+from resnet_tf.models.foreign import OutputType, begins_normalized, output_type, scaled
 from resnet_tf.reports import metrics
 from resnet_tf.reports.html import write_report
-
-OutputType = Literal["logits", "softmax"]
 
 _LOSS_SUMS = {
     "logits": metrics.cross_entropy_sum,
@@ -137,33 +135,6 @@ class EvalMetrics:
             f"<EvalMetrics loss {self.loss:.4f}, top1 {100 * self.top1:.2f} %, top5 {100 * self.top5:.2f} %, "
             f"{self.images} images>"
         )
-
-
-def output_type(model: keras.Model) -> OutputType:
-    """Tell from the last layer whether `model` returns logits or softmax probabilities.
-
-    Raises UserError for a model that ends in anything else.
-    """
-    layers = list(model.layers)
-    # What counts stands before what flattens the output of a convolution, or casts it to float32: a linear Activation.
-    while len(layers) > 1 and _passes_through(layers[-1]):
-        layers.pop()
-    last = layers[-1]
-    if isinstance(last, keras.Model):
-        return output_type(last)
-    if isinstance(last, keras.layers.TFSMLayer):  # which only its outputs tell
-        images = np.random.default_rng(0).uniform(0, 255, (4, *(side or 64 for side in model.input_shape[1:])))
-        outputs = np.asarray(model(images))
-        return "softmax" if outputs.min() >= 0 and np.allclose(outputs.sum(-1), 1, atol=1e-3) else "logits"
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        return "softmax"
-    if _is_linear(last):
-        return "logits"
-    activation = getattr(getattr(last, "activation", None), "__name__", "no activation")
-    raise UserError(
-        f"the network ends in {type(last).__name__} {last.name!r} with {activation}; only a linear or a softmax "
-        "output can be scored: rebuild it to return logits"
-    )
 
 
 def logits_view(model: keras.Model, policy: AnyPrecision = "float32", sync_bn: bool = False) -> keras.Model:
@@ -305,16 +276,6 @@ def evaluate_batches(
 def _images_per_second(sizes: list[int], seconds: list[float]) -> float:
     first = 1 if len(sizes) > 1 else 0
     return sum(sizes[first:]) / sum(seconds[first:])
-
-
-def _is_linear(layer: keras.Layer) -> bool:
-    return getattr(layer, "activation", None) is keras.activations.linear
-
-
-def _passes_through(layer: keras.Layer) -> bool:
-    if isinstance(layer, keras.layers.Activation):
-        return _is_linear(layer)
-    return isinstance(layer, keras.layers.Flatten | keras.layers.Reshape)
 
 
 def _checked_labels(labels: ArrayLike, classes: int) -> NDArray[np.int64]:

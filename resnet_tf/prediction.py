@@ -19,8 +19,8 @@ from resnet_tf.data.image_io import SUFFIXES, UnreadableImageError, read_image
 from resnet_tf.data.transforms import ResizeCenterCrop
 from resnet_tf.errors import UserError
 from resnet_tf.fused import check_precision
-from resnet_tf.inference import compiled_inference, output_type, warn_unscaled, with_scaling
-from resnet_tf.models.layers import check_classifier
+from resnet_tf.inference import compiled_inference, warn_unscaled, with_scaling
+from resnet_tf.models.foreign import check_classifier, output_type
 from resnet_tf.pretrained.zoo import imagenet_classes
 from resnet_tf.reports.metrics import log_softmax
 from resnet_tf.saving import SIDE, open_model

@@ -1,14 +1,11 @@
 """Keras models on the disk: found by file, run directory or name, loaded safely, and saved with a JSON sidecar."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
-import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +107,7 @@ def load_model(path: Path) -> "keras.Model":
     """
     import keras
 
-    from resnet_tf.models.layers import plain_functional
+    from resnet_tf.models.foreign import plain_functional
     from resnet_tf.pretrained.keras_file import read_keras_file
 
     version, has_network = _writer(path)
@@ -168,7 +165,7 @@ def open_model(model: Any, *, best: bool = False, published: bool = False) -> "t
     """
     import keras
 
-    from resnet_tf.models.layers import plain_functional
+    from resnet_tf.models.foreign import plain_functional
 
     if isinstance(model, keras.Model):
         names = getattr(model, "class_names", None)
@@ -253,54 +250,3 @@ def write_keras(model: "keras.Model", path: Path) -> None:
                     written.write(address.sub(lambda found: str(ids.setdefault(found[0], len(ids))), text).encode())
     finally:
         made.unlink(missing_ok=True)
-
-
-def check_trainable(model: "keras.Model") -> str:
-    """Refuse a Keras model that cannot be trained as it is; returns a digest of its architecture."""
-    from resnet_tf.inference import output_type
-    from resnet_tf.models.layers import begins_normalized, check_classifier
-
-    check_classifier(model, f"model {model.name}")
-    output_type(model)
-    if not model.trainable_variables:
-        raise UserError(
-            f"model {model.name} has no variables that train; set model.trainable = True, or that of some layers",
-            argument="model",
-        )
-    if not begins_normalized(model):
-        warnings.warn(
-            f"model {model.name} does not begin with a Rescaling or Normalization layer: it is trained on raw pixels "
-            "0-255; begin it with keras.layers.Rescaling(1 / 127.5, offset=-1)",
-            stacklevel=3,
-        )
-    return _digest(model)
-
-
-def _digest(model: "keras.Model") -> str:
-    """A digest of the architecture that does not see how far Keras has counted unnamed layers in this process."""
-    config, names, count = json.loads(model.to_json())["config"], dict[str, str](), Counter[str]()
-
-    def renumbered(value: Any, is_name: bool = False) -> Any:
-        if isinstance(value, dict):
-            return {key: renumbered(item, key == "name") for key, item in value.items()}
-        if isinstance(value, list):
-            return [renumbered(item) for item in value]
-        if is_name and isinstance(value, str) and value not in names:
-            stem = re.sub(r"_\d+$", "", value)
-            names[value], count[stem] = f"{stem}_{count[stem]}", count[stem] + 1
-        return names.get(value, value) if isinstance(value, str) else value
-
-    renumbered(config)  # a layer that is called twice may read one that comes after it
-    return hashlib.sha256(json.dumps(renumbered(config)).encode()).hexdigest()
-
-
-def check_classes(model: "keras.Model", shape: tuple[int, ...], classes: int) -> None:
-    """Refuse a Keras model whose input or output does not fit the data."""
-    sides = model.input_shape[1:]
-    if any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
-        raise UserError(f"model {model.name} takes images {sides}, the data has {tuple(shape)}", argument="model")
-    if (outputs := model.output_shape[-1]) != classes:
-        raise UserError(
-            f"model {model.name} has {outputs} outputs, the data has {classes} classes; give it as many",
-            argument="model",
-        )

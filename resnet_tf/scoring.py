@@ -25,11 +25,10 @@ from resnet_tf.inference import (
     EvalMetrics,
     compiled_inference,
     evaluate_batches,
-    output_type,
     warn_unscaled,
     with_scaling,
 )
-from resnet_tf.models.layers import check_classifier
+from resnet_tf.models.foreign import check_classifier, output_type
 from resnet_tf.prediction import crop_of
 from resnet_tf.reports.metrics import from_probabilities, log_softmax
 from resnet_tf.reports.runs import COMMAND

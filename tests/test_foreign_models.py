@@ -15,7 +15,7 @@ from resnet_tf.cli.main import main as command
 from resnet_tf.data.dataset import Dataset, Split
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
-from resnet_tf.models.layers import begins_normalized
+from resnet_tf.models.foreign import begins_normalized
 from resnet_tf.saving import load_model
 
 RNG = np.random.default_rng(0)

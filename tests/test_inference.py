@@ -7,7 +7,8 @@ import pytest
 
 from resnet_tf.errors import UserError
 from resnet_tf.files import read_json, write_json
-from resnet_tf.inference import EvalMetrics, compiled_forward, evaluate_arrays, output_type
+from resnet_tf.inference import EvalMetrics, compiled_forward, evaluate_arrays
+from resnet_tf.models.foreign import output_type
 
 # Powers of two as "probabilities × 8" make every expected number below exact arithmetic on logarithms.
 LOGITS = np.log(

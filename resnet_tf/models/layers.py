@@ -1,23 +1,16 @@
-"""Both ends of every network, input and classifier, the outputs of its stages, and which of its layers train."""
+"""Both ends of every network, input and classifier, and the outputs of its stages."""
 
-import contextlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 
-from resnet_tf.errors import UserError, short
+from resnet_tf.errors import UserError
 from resnet_tf.process import recursion_limit
 
-T = TypeVar("T")
-
 POOLINGS = (None, "avg", "max")
-_NO_STAGE = -1
-_MAX_NAMED_LAYERS = 8  # above, `describe_trainable` names stages
 
 
 def model_input(
@@ -49,70 +42,6 @@ def normalization(x: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     scale = [[[1.0 / float(s) for s in std]]]
     offset = [[[-float(m) / float(s) for m, s in zip(mean, std, strict=True)]]]
     return layers.Rescaling(scale, offset, dtype="float32", name="normalization")(x)
-
-
-def scaled(model: keras.Model, mean: Any, std: Any, input_scale: float | None) -> keras.Model:
-    """A model of raw pixels around one that takes (x - mean) / std, or (x - mean) * input_scale, over its variables.
-
-    `mean` and `std` are a number, a number per channel or an image, in 0-255 units; None leaves a part out.
-    """
-    if std is not None and input_scale is not None:
-        raise UserError("std and input_scale both scale the input; give one of them", argument="input_scale")
-    if input_scale is not None and not 0 < input_scale < np.inf:
-        raise UserError(f"input_scale={input_scale} is out of range; give a number above 0, such as 1/255")
-    shape = model.input_shape[1:]
-    offset, divisor = (np.asarray(default if v is None else v, float) for v, default in ((mean, 0.0), (std, 1.0)))
-    for argument, value in (("mean", offset), ("std", divisor)):
-        if value.shape not in ((), (1,), shape[-1:], shape) or not np.isfinite(value).all():
-            raise UserError(
-                f"{argument} has the shape {value.shape}, and {model.name} takes images {shape}; give a number, a "
-                "number for each channel, or an image",
-                argument=argument,
-            )
-        if 0 < value.max() < 1 or (argument == "std" and value.min() <= 0):
-            raise UserError(f"{argument} is in units of pixels 0-255, and {value.max():.3g} is not", argument=argument)
-    scale = (input_scale or 1.0) / divisor
-    # Three axes: Keras turns a flat list into (channels, 1, 1) where keras.json says channels_first.
-    factors = [np.broadcast_to(v, np.broadcast_shapes(v.shape, (1, 1, 1))).tolist() for v in (scale, -offset * scale)]
-    inputs = keras.Input(shape, name="images")
-    return keras.Model(inputs, model(layers.Rescaling(*factors, dtype="float32")(inputs)), name=model.name)
-
-
-_ARITHMETIC = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract")
-
-
-def begins_normalized(model: keras.Model) -> bool:
-    """Whether a model does arithmetic on the pixels before its first layer with trained weights."""
-    for operation in getattr(model, "operations", model.layers):
-        if isinstance(operation, keras.Model):
-            return begins_normalized(operation)
-        if type(operation).__name__ in _ARITHMETIC:
-            return True
-        if getattr(operation, "weights", None):
-            return False
-    return False
-
-
-def plain_functional(model: keras.Model) -> keras.Model:
-    """A sequential model, or one whose one input is in a list (as Keras 2 wrote them), as a functional one of a tensor.
-
-    Any other functional model is returned as it is. Raises UserError for what is neither.
-    """
-    sequential = isinstance(model, keras.Sequential) and hasattr(model, "inputs")  # which an unbuilt one has not
-    if not sequential and not (isinstance(model, keras.Model) and hasattr(model, "operations")):
-        found = type(model).__name__
-        raise UserError(f"expected a functional or built sequential keras.Model, not {found}", argument="model")
-    listed = not sequential and isinstance(model.input, list | dict) and len(model.inputs) == len(model.outputs) == 1
-    return keras.Model(model.inputs[0], model.outputs[0], name=model.name) if sequential or listed else model
-
-
-def check_classifier(model: keras.Model, name: str) -> None:
-    """Refuse a functional model that does not take images or does not return one value for each class."""
-    shape, outputs = model.input_shape, model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 4:
-        raise UserError(f"{name} takes {shape}; only images (height, width, channels) will do")
-    if not isinstance(outputs, tuple) or len(outputs) != 2:
-        raise UserError(f"{name} puts out {outputs}; only the (batch, classes) of a classifier will do")
 
 
 def head(x: Any, *, include_top: bool, pooling: str | None, classes: int, activation: str | None) -> Any:
@@ -172,133 +101,3 @@ def stage_outputs(model: keras.Model) -> dict[int, str]:
         if match:
             outputs[int(match[1])] = layer.name
     return outputs
-
-
-def freeze(model: keras.Model, last: str) -> list[layers.Layer]:
-    """Stop the training of the layers up to `last`: no gradient, and batch normalization as in inference.
-
-    `last` is "none" (nothing is frozen), "stageK" (the stem up to and including stage K) or "all" (everything but the
-    classifier). Layers of models in the model are frozen one by one. Compile the training step afterwards.
-
-    Returns:
-        The layers that trained before and do not now, for `unfreeze` and `as_trainable`.
-
-    Raises:
-        UserError: the network does not have the stage.
-    """
-    members = flat_layers(model)
-    stages = sorted({_stage(layer.name) for layer in members} - {_NO_STAGE})
-    allowed = ["none", *(f"stage{stage}" for stage in stages), "all"]
-    if last not in allowed:
-        raise UserError(f"freeze={last!r} does not fit {model.name}; allowed: {', '.join(allowed)}")
-    *_, classifier = (layer for layer in members if layer.weights)
-    frozen = [x for x in members if x.trainable and x is not classifier and _is_frozen(x.name, last)]
-    _set_trainable(frozen, False)
-    return frozen
-
-
-def unfreeze(frozen: Sequence[layers.Layer], batch_norm: bool) -> None:
-    """Let frozen layers train again, batch normalization only where `batch_norm` says so."""
-    _set_trainable([x for x in frozen if batch_norm or not isinstance(x, layers.BatchNormalization)], True)
-
-
-@contextlib.contextmanager
-def as_trainable(frozen: Sequence[layers.Layer]) -> Iterator[None]:
-    """Let frozen layers train for the time of the block, so that a saved file does not say what a run has frozen."""
-    before = [layer.trainable for layer in frozen]
-    try:
-        _set_trainable(frozen, True)
-        yield
-    finally:
-        for layer, trainable in zip(frozen, before, strict=True):
-            layer.trainable = trainable
-
-
-def _set_trainable(members: Sequence[layers.Layer], trainable: bool) -> None:
-    for layer in members:
-        layer.trainable = trainable
-
-
-def flat_layers(model: keras.Model) -> list[layers.Layer]:
-    """The layers of a model and of the models in it, in the order in which they run."""
-    flat: list[layers.Layer] = []
-    for layer in model.layers:
-        flat += flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
-    return flat
-
-
-def by_path(
-    variables: Sequence[keras.Variable], path_of: Callable[[keras.Variable], str] = lambda variable: variable.path
-) -> dict[str, keras.Variable]:
-    """Variables by their paths, "PATH#2", … where models in the model hold layers of one name."""
-    found: dict[str, keras.Variable] = {}
-    seen: Counter[str] = Counter()
-    for variable in variables:
-        path = path_of(variable)
-        seen[path] += 1
-        found[path if seen[path] == 1 else f"{path}#{seen[path]}"] = variable
-    return found
-
-
-def renumbered(found: dict[str, T], paths: Sequence[str]) -> dict[str, T]:
-    """What was found by path under the `paths` of a model, by order where only Keras' numbering of layers differs."""
-    theirs, ours = ([re.sub(r"_\d+", "", path) for path in each] for each in (found, paths))
-    return dict(zip(paths, found.values(), strict=True)) if theirs == ours and found.keys() != set(paths) else found
-
-
-def custom_classes(model: keras.Model) -> dict[str, type]:
-    """The classes of a functional model's layers that are not Keras' own, by the names that its files have for them.
-
-    Raises UserError for a layer that could not be built again from a file.
-    """
-    found: dict[str, type] = {}
-    members = list(model.layers)
-    for layer in members:
-        if isinstance(layer, keras.Model):
-            members += layer.layers
-        if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
-            continue
-        kind = type(layer)
-        if kind.__module__.partition(".")[0] != "keras":
-            found[keras.saving.get_registered_name(kind)] = kind
-        try:
-            with keras.saving.custom_object_scope(found):
-                kind.from_config(layer.get_config())
-        except Exception as error:  # whatever the layer's own code raises
-            raise UserError(
-                f"layer {layer.name} ({kind.__name__}) cannot be built again from its configuration, as a saved model "
-                f"asks ({short(error, 100)}); give its class a get_config that returns what __init__ takes, "
-                "decorate own functions with @keras.saving.register_keras_serializable(), and use keras.ops or a layer "
-                "in place of a lambda",
-                argument="model",
-            ) from error
-    return found
-
-
-def describe_trainable(model: keras.Model, frozen: Sequence[layers.Layer]) -> str:
-    """What trains, in one line: layers, or stages where those are many, with the numbers of their parameters."""
-    training = [(x.name, count) for x in flat_layers(model) if (count := _parameters(x.trainable_variables))]
-    with as_trainable(frozen):
-        total = _parameters(model.trainable_variables)
-    groups: Counter[str] = Counter()
-    for name, count in training:
-        groups[name if len(training) <= _MAX_NAMED_LAYERS else name.partition("_")[0]] += count
-    named = ", ".join(f"{name} {count:,}" for name, count in groups.items())
-    return f"training {sum(groups.values()):,} of {total:,} parameters in {len(training)} layers: {named}"
-
-
-def _parameters(variables: list[keras.Variable]) -> int:
-    return sum(variable.value.shape.num_elements() for variable in variables)
-
-
-def _stage(name: str) -> int:
-    found = re.match(r"stage(\d+)_", name)
-    return int(found[1]) if found else _NO_STAGE
-
-
-def _is_frozen(name: str, last: str) -> bool:
-    if last == "none":
-        return False
-    if last == "all" or name.startswith("stem_"):
-        return True
-    return _NO_STAGE < _stage(name) <= int(last.removeprefix("stage"))
