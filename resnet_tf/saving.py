@@ -32,7 +32,7 @@ _SIDECAR = {
     **dict.fromkeys(("dataset?", "model?", "data_source?"), str | None),
     "on_bad_image?": frozenset(("stop", "skip")),
 }
-NO_DATASET = "{} does not say what it was trained on; give dataset=… (" + ", ".join((*DATASETS, *IMAGE_FORMS)) + ")"
+NO_DATASET = "{} does not say what it was trained on; give data=… (" + ", ".join((*DATASETS, *IMAGE_FORMS)) + ")"
 
 
 def model_path(text: "str | os.PathLike[str]", best: bool = False) -> Path:

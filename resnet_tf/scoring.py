@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from resnet_tf.config import AnyPrecision
 from resnet_tf.data.cifar import load_dataset
-from resnet_tf.data.dataset import Dataset, check_name, is_image_dataset
+from resnet_tf.data.dataset import DATASETS, Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
 from resnet_tf.data.loader import ArraySource, Subset
 from resnet_tf.data.prepare import as_split, resized, subset_to_test
@@ -159,7 +159,7 @@ def _find_tests(
     crop = crop_of(model.input_shape, sidecar, None, None) if framed else None
     named = data is not None
     data = sidecar.get("dataset") if data is None else data
-    if data is None:
+    if data is None or not (named or data in DATASETS or is_image_dataset(data)):  # arrays are of their process alone
         raise UserError(NO_DATASET.format(name), argument="data")
     if isinstance(data, str) and is_image_dataset(data):
         files = images_to_test(data, named, on_bad_image or sidecar.get("on_bad_image", "stop"), known)

@@ -100,7 +100,7 @@ def test_somebody_elses_model(tmp_path, shapes, capsys, kind, activation):
             x = layer(x)
         model = keras.Model(inputs, x)
     model.save(tmp_path / "theirs.keras")
-    with pytest.raises(UserError, match="does not say what it was trained on; give dataset="):
+    with pytest.raises(UserError, match="does not say what it was trained on; give data=…"):
         main([str(tmp_path / "theirs.keras")])
     result = main([str(tmp_path / "theirs.keras"), "--dataset", "shapes"])
     assert ("does not say what it returns: its outputs are taken as logits" in capsys.readouterr().out) != bool(

@@ -346,7 +346,7 @@ def test_a_damaged_archive_in_the_cache_is_named_and_not_replaced(tmp_path, kera
 
 
 def test_offline_with_nothing_found(tmp_path, keras):
-    message = refused(None, str(tmp_path / "keras" / "datasets"), "dataset='shapes'", "data_dir=…", "URL fetch failure")
+    message = refused(None, str(tmp_path / "keras" / "datasets"), "data='shapes'", "data_dir=…", "URL fetch failure")
     assert "Name or service not known" in message
     [(fname, origin, file_hash, home)] = keras.calls
     assert fname == "cifar-10-batches-py-target_archive.part"

@@ -372,7 +372,7 @@ def test_tf_datasets_that_cannot_be_trained_on(arrays):
         (lambda x, y: (x, y.astype(str)), "data", r"labels of dtype <U11 and shape \(200,\)"),
         (lambda x, y: (x, y - 1), "data", "has the label -1; expected 0 to classes - 1"),
         (lambda x, y: x, "data", r"expected \(images, labels\), a resnet_tf.Dataset, a tf.data.Dataset"),
-        (lambda x, y: "mnist", None, "dataset='mnist' is not known; allowed: cifar10, cifar100, shapes"),
+        (lambda x, y: "mnist", "data", "data='mnist' is not known; allowed: cifar10, cifar100, shapes"),
     ],
 )
 def test_data_that_cannot_be_trained_on(arrays, change, argument, message):
@@ -520,6 +520,16 @@ def test_evaluate_and_report(trained, arrays, tmp_path):
     for model in (trained, str(trained.run_dir)):
         assert resnet_tf.evaluate(model, arrays[1]).confusion == metrics.confusion
     assert "top1" in repr(metrics)
+    with pytest.raises(resnet_tf.UserError, match="does not say what it was trained on; give data=…"):
+        resnet_tf.evaluate(trained)  # arrays are of the process that has them
+
+
+def test_arrays_that_are_no_images_of_the_model(trained, arrays):
+    gray = arrays[1][0][..., 0]
+    for images, shape in ((gray[:2], r"\(2, 16, 16\)"), (gray[:2, ..., None], r"\(16, 16, 1\)")):
+        with pytest.raises(resnet_tf.UserError, match=rf"{shape}.*takes \(height, width, 3\)") as refused:
+            resnet_tf.predict(trained, images)
+        assert refused.value.argument == "images"
 
 
 def test_predict_on_files_and_arrays(trained, arrays, tmp_path):

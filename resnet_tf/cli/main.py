@@ -54,8 +54,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and remember the flags, so that errors of the library can be told in them."""
         flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
-        # Under their own names as well: `data` of export_model() is --dataset, and loading it says `dataset=`.
+        # Under their own names as well, and what Python's functions call `data`.
         Parser.flags = {flag.lstrip("-").replace("-", "_"): flag for flag in flags.values()} | flags
+        Parser.flags.setdefault("data", "--dataset")
         found = super().parse_args(args, namespace)
         for name, value in vars(found).items():
             if value == "" or (isinstance(value, list) and "" in value):

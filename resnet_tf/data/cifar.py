@@ -49,12 +49,12 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
     """
     if name == "shapes":
         if data_dir is not None:
-            raise UserError("data_dir=… does not go with dataset='shapes', which is drawn on the spot; leave it out")
+            raise UserError("data_dir=… does not go with data='shapes', which is drawn on the spot; leave it out")
         from resnet_tf.data.shapes import load_shapes
 
         return load_shapes()
     if name not in KINDS:
-        raise UserError(f"dataset={name!r} is not known; allowed: {', '.join(DATASETS)}")
+        raise UserError(f"data={name!r} is not known; allowed: {', '.join(DATASETS)}")
     info = KINDS[name]
     try:
         files = _given(info, Path(data_dir).expanduser()) if data_dir is not None else _cached(info)
@@ -129,7 +129,7 @@ def _download(info: CifarInfo, home: Path) -> Path:
     except Exception as error:
         raise UserError(
             f"{info.title} is not in {home / 'datasets'} and its download failed ({short(error)}); "
-            "give data_dir=…, or use dataset='shapes'"
+            "give data_dir=…, or use data='shapes'"
         ) from error
     return partial.rename(partial.with_suffix(""))
 

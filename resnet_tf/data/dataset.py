@@ -203,9 +203,9 @@ def is_image_dataset(name: str) -> bool:
 def check_name(name: str, data_dir: Any = None) -> None:
     """Raise UserError where a name stands for no data, or `data_dir` does not go with it; look for no files."""
     if name not in DATASETS and not is_image_dataset(name):
-        raise UserError(f"dataset={name!r} is not known; allowed: {', '.join((*DATASETS, *IMAGE_FORMS))}")
+        raise UserError(f"data={name!r} is not known; allowed: {', '.join((*DATASETS, *IMAGE_FORMS))}", argument="data")
     if data_dir is not None and is_image_dataset(name):
-        raise UserError(f"data_dir=… does not go with dataset={name!r}, which says where it is; leave it out")
+        raise UserError(f"data_dir=… does not go with data={name!r}, which says where it is; leave it out")
 
 
 def short_name(name: str) -> str:

@@ -273,7 +273,7 @@ def images_to_test(name: str, named: bool, on_bad: str, class_names: Sequence[st
     splits = _as_trained(name, class_names) if on_bad == "skip" and not named else find_images(name, class_names)
     split = "train" if named and set(splits) == {"train"} else "test"
     if split not in splits:
-        raise UserError(f"{name} has no test images; name others with dataset='folder:PATH' or dataset='list:FILE'")
+        raise UserError(f"{name} has no test images; name others with data='folder:PATH' or data='list:FILE'")
     kept = _check_with_cache({"test": splits[split]}, on_bad).kept["test"]
     if not len(kept):
         raise UserError(f"none of the {len(splits[split])} images of {name} can be used; fix them")
@@ -288,8 +288,7 @@ def _as_trained(name: str, class_names: Sequence[str] | None) -> dict[str, Image
     kept = _check_with_cache(splits, "skip").kept
     if kept["train"].class_names != tuple(class_names):
         raise UserError(
-            f"{name} no longer has the {len(class_names)} classes of the model; name images of its classes with "
-            "dataset=…"
+            f"{name} no longer has the {len(class_names)} classes of the model; name images of its classes with data=…"
         )
     return kept
 
