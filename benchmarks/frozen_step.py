@@ -18,7 +18,7 @@ STEPS = 5
 
 
 def make_step(name, policy, last):
-    from resnet_tf.models.variables import freeze
+    from resnet_tf.models.layers import freeze
     from resnet_tf.training.step import make_optimizer, make_train_step
 
     model = build_model(name)

@@ -266,14 +266,6 @@ def _check(config: TrainConfig, data_given: bool) -> None:
         raise UserError(f"augment={augment!r} is not known; allowed: {allowed}", argument="augment")
     if config.model_sha256 is None:
         model_options(config.model)
-    for field in () if config.model_sha256 is None else dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("shortcut", "identity_padding", "width", "use_bias") and value != field.default:
-            raise UserError(
-                f"{field.name}={value!r} is for a network by name, and model {config.model} is built already; "
-                "leave it out",
-                argument=field.name,
-            )
     if not data_given:
         check_name(config.dataset, config.data_dir)
     if re.fullmatch(r"none|all|stage\d+", config.freeze) is None:

@@ -19,8 +19,8 @@ from resnet_tf.data.tf_batches import DeviceCachedLoader, TfData, to_device
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.inference import logits_view
 from resnet_tf.models.foreign import check_classes, check_trainable, custom_classes, plain_functional
+from resnet_tf.models.layers import as_trainable, describe_trainable, freeze
 from resnet_tf.models.registry import build_model
-from resnet_tf.models.variables import as_trainable, describe_trainable, freeze
 from resnet_tf.pretrained.importer import InitialWeights
 from resnet_tf.process import ONEDNN
 from resnet_tf.recipes import Recipe, check_validation
@@ -28,7 +28,7 @@ from resnet_tf.results import TrainingResult, describe_call, make_sidecar, write
 from resnet_tf.runtime import choose_device, choose_precision, lacks_onednn, preserved_random_states, set_threads
 from resnet_tf.saving import save_model
 from resnet_tf.training.callbacks import StopTraining, as_callbacks, make_callbacks
-from resnet_tf.training.distribute import Evaluator, make_distribution, make_evaluator, worker_lost_error
+from resnet_tf.training.distribute import Evaluator, lost_workers_told, make_distribution, make_evaluator
 from resnet_tf.training.logs import History, TrainLogger
 from resnet_tf.training.run_dir import RunDir, check_resumable, saved_statistics
 from resnet_tf.training.schedule import Schedule
@@ -94,7 +94,7 @@ def train(
     given = None
     if isinstance(model, keras.Model):
         given = plain_functional(model)
-        options = {**options, "model_sha256": check_trainable(given)}
+        options = {**options, "model_sha256": check_trainable(given, options)}
         model = re.sub(r"^(functional|sequential)_\d+$", r"\1", given.name)  # Keras counts them on in a process
     elif not isinstance(model, str):
         found = type(model).__name__
@@ -113,17 +113,11 @@ def train(
     arguments = DataArguments(data, validation, test, class_names, steps_per_epoch, outputs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_random_states())
+        stack.enter_context(lost_workers_told())
         if given is not None:  # what the run saves is read again
             stack.enter_context(keras.saving.custom_object_scope(custom_classes(given)))
         folder = Path(config.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        run = _Run(config, RunDir(folder), given, arguments, made, verbose, call)
-        try:
-            return run.result()
-        except tf.errors.OpError as error:
-            lost = worker_lost_error(error)
-            if lost is None:
-                raise
-            raise lost from error
+        return _Run(config, RunDir(folder), given, arguments, made, verbose, call).result()
 
 
 @dataclass(eq=False)

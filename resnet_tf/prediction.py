@@ -187,10 +187,8 @@ def iter_predictions(
         raise UserError(f"{name} takes images of {shape[3]} channels; only those of 1 or 3 will do")
     for image in images:
         if not isinstance(image, Path) and image.shape[2] != shape[3]:
-            raise UserError(
-                f"images has one of the shape {image.shape}, {name} takes (height, width, {shape[3]})",
-                argument="images",
-            )
+            what = f"images has one of the shape {image.shape}"
+            raise UserError(f"{what}, {name} takes (height, width, {shape[3]})", argument="images")
     warn_unscaled(model, sidecar, name)
     names, wnids = class_table(sidecar, model.output_shape[1])
     probabilities = probabilities_of(model, precision, fold_bn)

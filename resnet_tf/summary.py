@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from resnet_tf.errors import UserError
-from resnet_tf.models.variables import flat_layers
+from resnet_tf.models.layers import flat_layers
 
 _STAGE = re.compile(r"(stem|head|stage\d+|conv\d+)_")
 _UNIT = re.compile(r"((?:stage|conv)\d+_block\d+)_")

@@ -14,8 +14,8 @@ from resnet_tf.cli.main import main as resnet_tf
 from resnet_tf.cli.train import main
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
+from resnet_tf.models.layers import as_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.models.resnet import cifar_resnet, imagenet_resnet
-from resnet_tf.models.variables import as_trainable, describe_trainable, freeze, unfreeze
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.reports.runs import shortcut_of
 from resnet_tf.training.logs import read_iterations

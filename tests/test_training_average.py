@@ -12,8 +12,8 @@ from resnet_tf.cli import evaluate
 from resnet_tf.data.dataset import stratified_split
 from resnet_tf.errors import UserError
 from resnet_tf.fused import fused_view
+from resnet_tf.models.layers import freeze, unfreeze
 from resnet_tf.models.resnet import cifar_resnet
-from resnet_tf.models.variables import freeze, unfreeze
 from resnet_tf.recipes import get_recipe, override
 from resnet_tf.training import checkpoint
 from resnet_tf.training.step import make_ema, make_multi_step, make_optimizer, make_train_step

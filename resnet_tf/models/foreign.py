@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import keras
@@ -116,8 +117,12 @@ def check_classifier(model: keras.Model, name: str) -> None:
         raise UserError(f"{name} puts out {outputs}; only the (batch, classes) of a classifier will do")
 
 
-def check_trainable(model: keras.Model) -> str:
-    """Refuse a Keras model that cannot be trained as it is; returns a digest of its architecture."""
+def check_trainable(model: keras.Model, options: Mapping[str, Any]) -> str:
+    """Refuse a Keras model that cannot be trained as it is and so; returns a digest of its architecture."""
+    for name in ("shortcut", "identity_padding", "width", "use_bias"):
+        if (value := options.get(name)) and (name, value) != ("width", 1):
+            what = f"{name}={value!r} is for a network by name"
+            raise UserError(f"{what}, and model {model.name} is built already; leave it out", argument=name)
     check_classifier(model, f"model {model.name}")
     output_type(model)
     if not model.trainable_variables:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from resnet_tf.errors import UserError, counted, short, some
-from resnet_tf.models.variables import by_path, renumbered
+from resnet_tf.models.layers import by_path, renumbered
 from resnet_tf.pretrained.torch_file import prefix_errors, read_checkpoint
 from resnet_tf.pretrained.torch_format import (
     constants_by_statistics,

@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet_tf.errors import UserError, short
 from resnet_tf.files import COUNT, MAX_JSON, Between, misfit, parse_json, replacing, sha256_of, write_text
-from resnet_tf.models.variables import renumbered
+from resnet_tf.models.layers import renumbered
 from resnet_tf.training.distribute import Distribution
 from resnet_tf.training.logs import RECORD, History, StepLog, check_history
 from resnet_tf.training.run_dir import RunDir

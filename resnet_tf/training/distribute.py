@@ -5,7 +5,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -222,14 +222,16 @@ def make_evaluator(
     return evaluate
 
 
-def worker_lost_error(error: Exception) -> UserError | None:
-    """What an error of a collective operation means, where it means that a worker is gone."""
-    if not isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.CancelledError):
-        return None
-    return UserError(
-        "another worker has ended or cannot be reached; start all workers again with the same command, "
-        "and they go on from the last checkpoint"
-    )
+@contextlib.contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """Say what an error of a collective operation means, where it means that a worker is gone."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise UserError(
+            "another worker has ended or cannot be reached; start all workers again with the same command, "
+            "and they go on from the last checkpoint"
+        ) from error
 
 
 class DecisionSync:

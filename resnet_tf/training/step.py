@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_tf.errors import UserError
-from resnet_tf.models.variables import flat_layers
+from resnet_tf.models.layers import flat_layers
 from resnet_tf.process import recursion_limit
 from resnet_tf.recipes import Recipe
 

@@ -11,7 +11,7 @@ import numpy as np
 from resnet_tf.data.loader import TrainLoader
 from resnet_tf.data.tf_batches import DeviceCachedLoader, PrefetchToDevice
 from resnet_tf.errors import UserError
-from resnet_tf.models.variables import by_path, describe_trainable, unfreeze
+from resnet_tf.models.layers import by_path, describe_trainable, unfreeze
 from resnet_tf.process import StopRequest
 from resnet_tf.training.checkpoint import CheckpointManager, MetricTotals, TrainState
 from resnet_tf.training.distribute import DecisionSync, Distribution, Evaluator
