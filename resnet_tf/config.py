@@ -212,7 +212,10 @@ def make_config(
     options = {name: _plain(value) for name, value in options.items()}
     known = {field.name for field in OPTIONS} | _RECIPE_NAMES
     for name in options.keys() - known:
-        known |= {"validation", "test", "callbacks", "class_names", "steps_per_epoch", "verbose"}
+        of_train = {"validation", "test", "callbacks", "class_names", "steps_per_epoch", "verbose"}
+        if name in of_train:
+            raise UserError(f"{name}=… is for train() itself; leave it out", argument=name)
+        known |= of_train
         raise UserError(f"train() has no option {name!r}; {did_you_mean(name, sorted(known))}", argument=name)
     changes = {name: options.pop(name) for name in list(options) if name in _RECIPE_NAMES}
     config = TrainConfig(**{"recipe": None, "model_sha256": model_sha256, **options})

@@ -233,7 +233,7 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is none; the message names those that exist.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise UserError(f"recipe {name!r} is not known; allowed: {', '.join(RECIPES)}", argument="recipe")
     return RECIPES[name]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from resnet_tf.config import make_config
 from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import is_image_dataset, short_name
+from resnet_tf.data.prepare import DataArguments, fingerprint_of, open_data
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.fitting import train
+from resnet_tf.recipes import Recipe
 from resnet_tf.reports.runs import describe_diff
 from resnet_tf.training.callbacks import StopTraining
 from resnet_tf.training.run_dir import RunDir
@@ -69,7 +73,7 @@ class SearchSpace:
 
 def tune(
     model: str = "resnet20_v2",
-    dataset: Any = "cifar10",
+    data: Any = "cifar10",
     *,
     trials: int,
     study_dir: str | os.PathLike[str] | None = None,
@@ -77,8 +81,9 @@ def tune(
     weight_decay: tuple[float, float] = (1e-5, 1e-3),
     batch_size: Sequence[int] = (64, 128, 256),
     width: Sequence[int] = (1,),
-    recipe: str = "quick",
+    recipe: str | Recipe = "quick",
     data_dir: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
     log: Callable[[str], None] | None = None,
     **options: Any,
 ) -> TuningResult:
@@ -86,15 +91,16 @@ def tune(
 
     Args:
         model: name of a network.
-        dataset: name of a data set, image folder or list ("folder:PATH", "list:FILE"), or a `Dataset`.
+        data: what `train` takes, but a tf.data.Dataset: a part of it is held out to search by.
         trials: finished trials to come to, those of earlier calls in the same directory included.
         study_dir: directory of the search, which goes on where it was stopped; default runs/tune-<model>-<dataset>.
         learning_rate: lowest and highest.
         weight_decay: lowest and highest.
         batch_size: values to choose from.
         width: values to choose from.
-        recipe: all that is not searched for.
+        recipe: name of a recipe, or a `Recipe`: all that is not searched for.
         data_dir: folder or archive with CIFAR.
+        verbose: print the progress of each training.
         log: called with lines on the trials.
         **options: further arguments of `train` for every trial (epochs=5, seed=0, shortcut, device, precision, …).
 
@@ -108,20 +114,30 @@ def tune(
     log = log or (lambda line: None)
     space = _checked(SearchSpace(learning_rate, weight_decay, batch_size, width), trials)
     optional_import("optuna", "tune")
-    name = dataset if isinstance(dataset, str) else dataset.name
+    if not isinstance(model, str):
+        raise UserError(f"model is {type(model).__name__}; expected a name of list_models()", argument="model")
+    if isinstance(data, tf.data.Dataset):
+        raise UserError("a tf.data.Dataset has no part to hold out and search by; give arrays", argument="data")
+    named = isinstance(data, str | Path)
+    name = str(data) if named else getattr(data, "name", "arrays")
     shared = {"model": model, "recipe": recipe, **{key: value for key, value in options.items() if value is not None}}
-    config = make_config(**shared, **space.first(), dataset=name, data_given=not isinstance(dataset, str))
+    config = make_config(**shared, **space.first(), dataset=name, data_dir=data_dir, data_given=not named)
     if config.recipe.validation_size == 0:
-        raise UserError(f"recipe={recipe!r} keeps no validation images to search by; give another one")
+        raise UserError(f"recipe={config.recipe.name!r} keeps no validation images to search by; give another one")
+    shared["verbose"] = verbose
+    raw: Any = name if named else open_data(DataArguments(data), config, log)
     run_dir = RunDir(Path(study_dir or f"runs/tune-{model}-{short_name(name)}"), "study_dir")
-    settings = {key: {"model": model, "dataset": name, "recipe": recipe, **options}.get(key) for key in _SETTINGS}
-    settings |= {f"space.{key}": list(value) for key, value in vars(space).items()}
+    known_by = recipe if isinstance(recipe, str) else recipe.as_dict()
+    given = {"model": model, "dataset": name, "recipe": known_by, **options, "seed": config.seed}
+    settings = {key: given.get(key) for key in _SETTINGS}
+    settings |= {f"space.{key}": value for key, value in vars(space).items()}
+    settings |= {} if named else {"data.fingerprint": fingerprint_of(raw)}
+    settings = json.loads(json.dumps(settings))  # as it is read again
     known = run_dir.settings()
     if known is not None and known != settings:
         raise UserError(f"{run_dir.path} belongs to another search: {describe_diff(known, settings)}; {run_dir.advice}")
-    # Read once for all trials; image files are found by each, in the cache of their checks.
-    in_memory = isinstance(dataset, str) and not is_image_dataset(dataset)
-    data = load_dataset(dataset, data_dir) if in_memory else dataset
+    if named and not is_image_dataset(name):  # once for all trials; image files each finds in the cache of their checks
+        raw = load_dataset(name, data_dir)
     run_dir.lock()
     try:
         if known is None:
@@ -132,7 +148,7 @@ def tune(
 
         def objective(number: int, chosen: dict[str, Any], prune: Prune) -> float | None:
             log(f"trial {number}: {_words(chosen)}")
-            accuracy = _run_trial({**shared, **chosen}, data, run_dir.path / f"trial{number:04d}", prune)
+            accuracy = _run_trial({**shared, **chosen}, raw, run_dir.path / f"trial{number:04d}", prune)
             log(f"trial {number}: " + ("pruned" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %"))
             return accuracy
 

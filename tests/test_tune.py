@@ -2,9 +2,12 @@ import json
 import shlex
 import sys
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import resnet_tf
 from resnet_tf.cli import tune
 from resnet_tf.cli.train import parse_options
 from resnet_tf.config import make_config
@@ -133,3 +136,42 @@ def test_a_search_on_image_files(tmp_path):
     assert not list((tmp_path / "study").glob("trial*/report.html"))  # nobody looks at each trial
     assert (report["validation_images"], report["test"]) == (2, None)
     assert report["training"]["last_validation_accuracy"] == result["accuracy"]
+
+
+def test_a_search_on_arrays_goes_on_by_the_same_call(tmp_path, shapes, capsys):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    arrays = shapes.train.images, shapes.train.labels
+    lines = []
+
+    def search(data=arrays, trials=1, recipe="quick", **options):
+        where = {"study_dir": tmp_path / "study", "batch_size": (32,), "verbose": False, "log": lines.append}
+        return resnet_tf.tune("resnet8_v2", data, trials=trials, recipe=recipe, epochs=1, **where, **options)
+
+    found = search()
+    assert search() == found
+    assert search(trials=2).trials == 2
+    assert lines.count("going on after 1 finished trials") == 2
+    assert capsys.readouterr().out == ""
+    others = 255 - arrays[0], arrays[1]
+    for change in ({"data": others}, {"recipe": resnet_tf.RECIPES["quick"]}):
+        with pytest.raises(UserError, match="belongs to another search: "):
+            search(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": keras.Sequential()}, r"model is Sequential; expected a name of list_models\(\)"),
+        ({"data": tf.data.Dataset.range(3)}, "a tf.data.Dataset has no part to hold out"),
+        ({"data": np.zeros(3)}, r"data is ndarray; expected \(images, labels\)"),
+        ({"validation": 3}, r"^validation=… is for train\(\) itself; leave it out$"),
+        ({"recipe": {"epochs": 3}}, "recipe {'epochs': 3} is not known"),
+    ],
+)
+def test_a_search_of_what_cannot_be_searched(tmp_path, change, message):
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    with pytest.raises(UserError, match=message):
+        resnet_tf.tune(
+            **{"model": "resnet8_v2", "data": "shapes", "study_dir": tmp_path / "study", "trials": 1, **change}
+        )
+    assert not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | int:
     from resnet_tf.tuning import tune
 
     try:
-        result = tune(**arguments, log=print)
+        result = tune(data=arguments["dataset"], **{k: v for k, v in arguments.items() if k != "dataset"}, log=print)
     except Stopped as stop:
         print(f"trial stopped by signal {stop.signal}; the same command goes on")
         return 128 + stop.signal

@@ -87,11 +87,9 @@ def feature_extractor(model: keras.Model, stages: Sequence[int] = (2, 3, 4, 5)) 
     outputs = stage_outputs(model)
     unknown = [stage for stage in stages if stage not in outputs]
     if unknown or not stages:
-        raise UserError(
-            f"stages={tuple(stages)} does not fit {model.name}; allowed: one or more of "
-            f"{', '.join(map(str, sorted(outputs))) or 'none, it has no layers named stage…'}",
-            argument="stages",
-        )
+        some = f"allowed: one or more of {', '.join(map(str, sorted(outputs)))}"
+        allowed = some if outputs else "it has no layers named stage…; take keras.Model(model.input, [layer.output, …])"
+        raise UserError(f"stages={tuple(stages)} does not fit {model.name}; {allowed}", argument="stages")
     with recursion_limit(len(model.layers)):
         maps = [model.get_layer(outputs[stage]).output for stage in stages]
         return keras.Model(model.input, maps, name=f"{model.name}_features")
