@@ -55,9 +55,7 @@ def blocks(language):
 def fake_tune(*arguments, **options):
     """Check the arguments of a search instead of running it."""
     given = inspect.signature(tuning.tune).bind(*arguments, **options)
-    make_config(
-        model=given.arguments["model"], dataset=given.arguments["dataset"], **given.arguments.get("options", {})
-    )
+    make_config(model=given.arguments["model"], dataset=given.arguments["data"], **given.arguments.get("options", {}))
     return tuning.TuningResult({"learning_rate": 0.1}, 3, 0.9, 20, 5)
 
 
