@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from resnet_tf.config import FORMATS, QUANTIZATIONS
 from resnet_tf.data.cifar import load_dataset
+from resnet_tf.data.dataset import Dataset
+from resnet_tf.data.prepare import as_dataset
 from resnet_tf.errors import UserError, optional_import
 from resnet_tf.files import check_outputs, replacing, replacing_folder, write_json, write_text
 from resnet_tf.folding import fold_batch_norm
@@ -92,7 +94,8 @@ def export_model(
         fold_bn: fold batch normalization into convolutions.
         softmax: return probabilities where the model returns logits.
         uint8_input: take uint8 pixels, not float32; a .keras file takes both.
-        data: name of a data set or a `Dataset`: compare on its test images, and measure both accuracies on 1000.
+        data: name of a data set, a `Dataset` or (images, labels): compare on the test images, and measure both
+            accuracies on 1000.
         data_dir: folder or archive with CIFAR.
         best: of a run, the model with the best validation accuracy.
 
@@ -115,6 +118,9 @@ def export_model(
     labels = [] if _output_name(original) == "outputs" else class_table(sidecar, int(original.output_shape[-1]))[0]
     dataset: Any = load_dataset(data, data_dir) if isinstance(data, str) else data
     if dataset is not None:
+        dataset = as_dataset(dataset, outputs=int(original.output_shape[-1]))
+        if not isinstance(data, str | Dataset):  # arrays are there to calibrate and to compare on
+            dataset = replace(dataset, test=dataset.train)
         if dataset.test is None:
             raise UserError(f"{dataset.name} has no test images to compare on", argument="data")
         check_input(original, name, dataset.name, dataset.test.images.shape[1:])

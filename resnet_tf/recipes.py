@@ -115,7 +115,7 @@ class Recipe:
     """
 
     name: str
-    about: str
+    about: str = ""
     batch_size: int = setting(128, low=1, high=1_000_000)
     max_batch_share: float = setting(1.0, low=1e-6, high=1.0)
     iterations: int | None = setting(None, low=1, high=10**9, parse=int)
@@ -228,11 +228,7 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of this name.
-
-    Raises:
-        UserError: there is none; the message names those that exist.
-    """
+    """The recipe of this name; raises UserError where there is none."""
     if not isinstance(name, str) or name not in RECIPES:
         raise UserError(f"recipe {name!r} is not known; allowed: {', '.join(RECIPES)}", argument="recipe")
     return RECIPES[name]
@@ -258,7 +254,7 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
         changes["epochs"] = None
     elif "epochs" in changes:
         changes["iterations"] = None
-    if "drops" in changes:
+    if isinstance(changes.get("drops"), list):
         changes["drops"] = tuple(changes["drops"])
     changed = dataclasses.replace(recipe, **changes)
     _check(changed)
@@ -309,7 +305,8 @@ def _check(recipe: Recipe) -> None:
             f"accumulate={recipe.accumulate} does not divide the batch size {recipe.batch_size}; give a divisor of it",
             argument="accumulate",
         )
-    if any(not 0 < drop < 1 for drop in recipe.drops) or list(recipe.drops) != sorted(set(recipe.drops)):
+    drops = recipe.drops if isinstance(recipe.drops, tuple) else (None,)
+    if any(not isinstance(x, float | int) or not 0 < x < 1 for x in drops) or list(drops) != sorted(set(drops)):
         raise UserError(
             f"drops={recipe.drops} must rise and lie between 0 and 1: fractions of the length", argument="drops"
         )

@@ -17,7 +17,7 @@ from resnet_tf.data.cifar import load_dataset
 from resnet_tf.data.dataset import DATASETS, Dataset, check_name, is_image_dataset
 from resnet_tf.data.image_check import images_to_test
 from resnet_tf.data.loader import ArraySource, Subset
-from resnet_tf.data.prepare import as_split, resized, subset_to_test
+from resnet_tf.data.prepare import as_dataset, as_split, resized, subset_to_test
 from resnet_tf.data.tf_batches import TfSubset
 from resnet_tf.errors import UserError, some
 from resnet_tf.fused import check_precision
@@ -169,6 +169,7 @@ def _find_tests(
         check_name(data, data_dir)
         data = load_dataset(data, data_dir)
     if isinstance(data, Dataset):
+        data = as_dataset(data)
         if data.test is None:
             raise UserError(f"{data.name} has no test images; pass (images, labels)", argument="data")
         if known is not None and list(known) != list(data.class_names):

@@ -214,6 +214,13 @@ def test_the_command_with_8_bits(finished_run, small_data, tmp_path, capsys):
     assert (tmp_path / "a.json").exists()
 
 
+def test_8_bits_by_arrays(finished_run, shapes, tmp_path):
+    arrays = shapes.test.images, shapes.test.labels
+    found = export.export_model(finished_run[0], tmp_path / "a.tflite", "tflite", quantize="int8", data=arrays)
+    assert found.original_accuracy == finished_run[2]["test"]["top1"]
+    assert abs(found.accuracy - found.original_accuracy) <= 0.1  # 4 of the 40 images
+
+
 def test_the_command_folds(finished_run, tmp_path):
     result = command.main(
         [str(finished_run[0]), "--format", "keras", "--fold-bn", "--output", str(tmp_path / "a.keras")]

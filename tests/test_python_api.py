@@ -382,8 +382,41 @@ def test_data_that_cannot_be_trained_on(arrays, change, argument, message):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": lambda x, y: (x, y[:-1])}, r"199 labels for 200 images; expected integers \(200,\) or one-hot"),
+        ({"test": lambda x, y: (x / 255, y)}, "expected raw pixels 0-255 in uint8"),
+        ({"class_names": ("a", "b")}, "class_names has 2 names; the labels go up to 9"),
+        ({"validation": lambda x, y: (x, y + 1)}, "class_names has 10 names; the labels go up to 10"),
+    ],
+)
+@pytest.mark.parametrize("use", ["train", "evaluate"])
+def test_a_dataset_is_checked_as_arrays_are(shapes, change, message, use):
+    def changed(part):
+        if not callable(change.get(part)):
+            return getattr(shapes, part)
+        split = getattr(shapes, part) or shapes.test
+        return resnet_tf.Split(*change[part](split.images, split.labels))
+
+    parts = {part: changed(part) for part in ("train", "test", "validation")}
+    data = resnet_tf.Dataset("mine", "mine", change.get("class_names", shapes.class_names), **parts)
+    call = {"train": lambda: resnet_tf.train("resnet8_v2", data, **ONCE)}
+    call["evaluate"] = lambda: resnet_tf.evaluate(small_model(), data)
+    with pytest.raises(resnet_tf.UserError, match=message):
+        call[use]()
+
+
+def test_lists_in_a_dataset(shapes):
+    train = resnet_tf.Split(list(shapes.train.images), shapes.train.labels.tolist())
+    data = resnet_tf.Dataset(shapes.name, shapes.source, list(shapes.class_names), train, shapes.test)
+    assert same(resnet_tf.train("resnet8_v2", data, **ONCE), resnet_tf.train("resnet8_v2", shapes, **ONCE))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"drops": 0.5}, "drops=0.5 must rise and lie between 0 and 1"),
+        ({"drops": ("half",)}, r"drops=\('half',\) must rise"),
         ({"epoch": 3}, r"train\(\) has no option 'epoch'; did you mean epochs\?"),
         ({"lr": 0.1}, r"train\(\) has no option 'lr'; did you mean learning_rate\?"),
         (
@@ -553,10 +586,9 @@ def test_predict_on_files_and_arrays(trained, arrays, tmp_path):
 def test_a_step_of_ones_own(arrays):
     images, labels = arrays[0]
     model = resnet_tf.build_model("resnet8_v1", input_shape=(16, 16, 3))
-    recipe = resnet_tf.RECIPES["he2015"]
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer.build(model.trainable_variables)
-    step = resnet_tf.make_train_step(model, resnet_tf.fused_view(model), optimizer, recipe)
+    step = resnet_tf.make_train_step(model, resnet_tf.fused_view(model), optimizer, "he2015")
     first = step(tf.constant(images[:32]), tf.constant(labels[:32]), tf.constant(0.1))
     for _ in range(5):
         last = step(tf.constant(images[:32]), tf.constant(labels[:32]), tf.constant(0.1))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,23 +111,30 @@ def open_data(given: DataArguments, config: TrainConfig, log: Callable[[str], No
         if is_image_dataset(str(data)):
             return open_image_dataset(str(data), config.on_bad_image, log)
         return load_dataset(str(data), config.data_dir)
-    if isinstance(data, Dataset):
-        return data
-    train = as_split(data, "data")
-    classes = int(train.labels.max(initial=0)) + 1
-    one_hot = () if isinstance(data, Split) else np.shape(data[1])[1:]
-    unnamed = [f"class {index}" for index in range(max(classes, given.outputs, *one_hot))]
-    names = tuple(map(str, unnamed if class_names is None else class_names))
-    if len(names) < classes:
-        message = f"class_names has {len(names)} names; the labels go up to {classes - 1}"
+    return as_dataset(data, class_names, given.outputs)
+
+
+def as_dataset(data: Any, class_names: Sequence[str] | None = None, outputs: int = 0) -> Dataset:
+    """A `Dataset`, or arrays to train on as one; raises UserError where they are not what the networks take."""
+    if not isinstance(data, Dataset):
+        train = as_split(data, "data")
+        one_hot = () if isinstance(data, Split) else np.shape(data[1])[1:]
+        classes = max(int(train.labels.max(initial=0)) + 1, outputs, *one_hot)
+        names = [f"class {index}" for index in range(classes)] if class_names is None else class_names
+        data = Dataset("arrays", "arrays", tuple(map(str, names)), train)
+    given = {name: getattr(data, name) for name in ("train", "test", "validation")}
+    splits = {name: as_split(split, "data") for name, split in given.items() if split is not None}
+    top = max(int(split.labels.max(initial=0)) for split in splits.values())
+    if top >= len(data.class_names):
+        message = f"class_names has {len(data.class_names)} names; the labels go up to {top}"
         raise UserError(message, argument="class_names")
-    return Dataset("arrays", "arrays", names, train)
+    return replace(data, class_names=tuple(data.class_names), **splits)
 
 
 def as_split(data: Any, argument: str) -> Split:
     """Images and labels from a tuple of arrays, checked; raises UserError where they are not what the networks take."""
     if isinstance(data, Split):
-        return data
+        data = data.images, data.labels
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise UserError(
             f"{argument} is {type(data).__name__}; expected (images, labels), a resnet_tf.Dataset, a tf.data.Dataset "
