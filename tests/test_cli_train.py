@@ -45,6 +45,8 @@ def test_what_a_run_leaves_behind(finished_run):
     assert (settings["recipe.iterations"], settings["recipe.batch_size"]) == (12, 16)
     assert (settings["precision"], settings["seed"]) == ("float32", 0)
     assert len(read_iterations(folder / "iterations.bin")) == 12
+    with pytest.raises(UserError, match=r"report\.txt does not exist; give the iterations\.bin of a run folder"):
+        read_iterations(folder / "report.txt")
 
 
 def test_what_a_report_says(finished_run):

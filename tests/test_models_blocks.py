@@ -269,6 +269,12 @@ def test_errors_name_what_is_allowed(block, options, message):
         block(keras.Input((8, 8, 4)), **{"filters": 4, **options})
 
 
+@pytest.mark.parametrize("block", [residual_block, bottleneck_block])
+def test_feature_maps_have_four_axes(block):
+    with pytest.raises(ValueError, match=r"x has the shape \(None, 8, 4\); expected \(batch, height, width, chan"):
+        block(keras.Input((8, 4)), 4)
+
+
 def test_an_unknown_place_of_the_stride():
     with pytest.raises(ValueError, match=r"stride_on='5x5'.*'3x3', '1x1'"):
         bottleneck_block(keras.Input((8, 8, 4)), 4, stride_on="5x5")

@@ -315,6 +315,7 @@ def test_the_recursion_limit_is_as_before():
         ({"mean": (1, 2, 3), "std": (1, 0, 3)}, r"std above 0"),
         ({"width": 0}, r"width must be at least 1"),
         ({"classes": 0}, r"classes must be at least 1"),
+        ({"classifier_activation": "logit"}, r"classifier_activation='logit' is not known; allowed: None \(logits\)"),
     ],
 )
 def test_errors_name_what_is_allowed(options, message):

@@ -154,8 +154,10 @@ def check_positive(**values: int) -> None:
 
 
 def _check_unit(
-    filters: int, stride: int, version: int, shortcut: str, identity_padding: str, preactivation: str
+    x: Any, filters: int, stride: int, version: int, shortcut: str, identity_padding: str, preactivation: str
 ) -> None:
+    if len(x.shape) != 4:
+        raise UserError(f"x has the shape {tuple(x.shape)}; expected (batch, height, width, channels)", argument="x")
     check_choice("version", version, (1, 2))
     check_choice("shortcut", shortcut, SHORTCUTS)
     check_choice("identity_padding", identity_padding, IDENTITY_PADDINGS)
@@ -205,7 +207,7 @@ def residual_block(
     Raises:
         UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
-    _check_unit(filters, stride, version, shortcut, identity_padding, preactivation)
+    _check_unit(x, filters, stride, version, shortcut, identity_padding, preactivation)
     convolutions = [
         {"filters": filters, "kernel_size": 3, "stride": stride, "dilation": dilation[0]},
         {"filters": filters, "kernel_size": 3, "dilation": dilation[1]},
@@ -262,7 +264,7 @@ def bottleneck_block(
     Raises:
         UserError: an argument is not one of those allowed, or option A would have to drop channels.
     """
-    _check_unit(filters, stride, version, shortcut, identity_padding, preactivation)
+    _check_unit(x, filters, stride, version, shortcut, identity_padding, preactivation)
     check_choice("stride_on", stride_on, STRIDES_ON)
     inner = inner_filters or filters
     if groups < 1 or inner % groups:

@@ -58,6 +58,13 @@ def head(x: Any, *, include_top: bool, pooling: str | None, classes: int, activa
         x = layers.GlobalMaxPooling2D(data_format="channels_last", name="head_pool")(x)
     if not include_top:
         return x
+    try:
+        keras.activations.get(activation)
+    except ValueError as error:
+        known = "None (logits), 'softmax', or another of Keras' activations"
+        raise UserError(
+            f"classifier_activation={activation!r} is not known; allowed: {known}", argument="classifier_activation"
+        ) from error
     # It starts like torch.nn.Linear in fb.resnet.torch.
     return layers.Dense(
         classes,

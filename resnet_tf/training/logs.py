@@ -49,7 +49,12 @@ def read_iterations(path: Path) -> np.ndarray:
 
     Returns:
         Structured float32 array with the fields loss, l2 and accuracy; row i is step i.
+
+    Raises:
+        UserError: there is no such file.
     """
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist; give the iterations.bin of a run folder", argument="path")
     return np.fromfile(path, RECORD)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_tf.errors import UserError
 from resnet_tf.models.layers import flat_layers
 from resnet_tf.process import recursion_limit
-from resnet_tf.recipes import Recipe
+from resnet_tf.recipes import Recipe, get_recipe
 
 # Images and labels, or what stands for them on the device: NumPy arrays, or tensors.
 Batch = tuple[Any, Any]
@@ -137,7 +137,7 @@ def make_train_step(
     model: keras.Model,
     view: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    recipe: Recipe,
+    recipe: Recipe | str,
     jit_compile: bool = False,
     *,
     class_weights: ArrayLike | None = None,
@@ -163,7 +163,7 @@ def make_train_step(
         model: stock model with logits or probabilities.
         view: its `logits_view`, or the model itself where it has logits.
         optimizer: built over the trainable variables, and possibly others.
-        recipe: gives the decay, the smoothing of labels and the decay of the moving average.
+        recipe: it or its name; gives the decay, the smoothing of labels and the decay of the moving average.
         jit_compile: compile the step with XLA.
         class_weights: factor for the images of each class (C,), or None.
         accumulate: microbatches of a batch; the number of images must be a multiple of it.
@@ -178,8 +178,9 @@ def make_train_step(
         replica, its summands.
 
     Raises:
-        UserError: this version of Keras cannot train on several replicas.
+        UserError: no recipe has this name, or this version of Keras cannot train on several replicas.
     """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     variables = model.trainable_variables
     decayed = decayed_variables(model, recipe.decay)
     decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay
