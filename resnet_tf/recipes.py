@@ -306,7 +306,7 @@ def _check(recipe: Recipe) -> None:
             argument="accumulate",
         )
     drops = recipe.drops if isinstance(recipe.drops, tuple) else (None,)
-    if any(not isinstance(x, float | int) or not 0 < x < 1 for x in drops) or list(drops) != sorted(set(drops)):
+    if any(not isinstance(x, numbers.Real) or not 0 < x < 1 for x in drops) or list(drops) != sorted(set(drops)):
         raise UserError(
             f"drops={recipe.drops} must rise and lie between 0 and 1: fractions of the length", argument="drops"
         )
